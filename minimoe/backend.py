@@ -15,7 +15,6 @@ import importlib
 import sys
 
 import numpy
-import scipy.special
 
 
 def namespace(*arrays):
@@ -46,6 +45,7 @@ def is_array(x):
 def special(*arrays):
     """The module of special functions for these arrays: ``scipy.special`` or CuPy's copy."""
     if namespace(*arrays) is numpy:
+        import scipy.special   # only once it is needed: it loads more slowly than all of minimoe
         return scipy.special
     return importlib.import_module("cupyx.scipy.special")
 
