@@ -1,9 +1,36 @@
-"""Fixtures that every test may ask for. Warnings and floating-point errors are failures."""
+"""Fixtures and rules of every test. Warnings and floating-point errors are failures.
+
+Algorithm tests take ``move`` and so run twice: on NumPy and on a strict twin of CuPy (and a third
+time on CuPy itself, where there is a GPU). A test that cannot is marked, with the reason:
+
+    @pytest.mark.numpy_only("the message is about NumPy's own subclass")
+"""
+import importlib.util
+import os
+from pathlib import Path
+
+import hypothesis
 import numpy as np
 import pytest
 
 from minimoe import tree
-from minimoe.backend import is_array
+from minimoe.backend import BackendError, is_array, mover
+from tests import strict_cupy
+
+TESTS = Path(__file__).resolve().parent
+ON_BOTH_LIBRARIES = ("autodiff", "ops", "papers", "routing", "test_densities.py", "test_nn.py",
+                     "test_optim.py", "nn")
+
+hypothesis.settings.register_profile(
+    "minimoe", deadline=None, derandomize="CI" in os.environ,
+    # ``move`` and ``rng`` may be shared by all examples of one test: neither is changed by them
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+hypothesis.settings.load_profile("minimoe")
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "numpy_only(reason): an algorithm test that does not run on the twin of CuPy")
 
 
 @pytest.fixture(autouse=True)
@@ -12,12 +39,45 @@ def floating_point_errors_are_failures():
         yield
 
 
+@pytest.fixture(autouse=True)
+def algorithm_tests_run_on_both_libraries(request):
+    reasons = [mark.args for mark in request.node.iter_markers("numpy_only")]
+    complaint = missing_move(request.node.path.relative_to(TESTS), request.fixturenames, reasons)
+    if complaint:
+        pytest.fail(complaint, pytrace=False)
+
+
+def missing_move(path, fixtures, reasons):
+    """What is wrong with a test file's test that does not run on both libraries, or None."""
+    if path.parts[0] not in ON_BOTH_LIBRARIES or "move" in fixtures:
+        return None
+    if not reasons:
+        return "an algorithm test takes the fixture move, or is marked numpy_only with a reason"
+    if not all(len(args) == 1 and args[0].strip() for args in reasons):
+        return "numpy_only needs its reason, in words"
+    return None
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
 
 
-@pytest.fixture(params=["numpy"])
-def move(request):
-    """Moves every array of a tree to the library under test: NumPy, then the strict CuPy twin."""
-    return lambda tree_: tree.map(lambda x: np.asarray(x) if is_array(x) else x, tree_)
+def libraries():
+    """NumPy, the strict twin of CuPy, and CuPy itself where it finds a GPU."""
+    if importlib.util.find_spec("cupy") is None:
+        return ["numpy", "strict_cupy"]
+    try:
+        mover("cupy")
+    except BackendError:
+        return ["numpy", "strict_cupy"]
+    return ["numpy", "strict_cupy", "cupy"]
+
+
+@pytest.fixture(params=libraries())
+def move(request, monkeypatch):
+    """Moves every array of a tree to the library under test."""
+    if request.param == "strict_cupy":
+        strict_cupy.install(monkeypatch)
+    to_library = mover("numpy" if request.param == "numpy" else "cupy")
+    return lambda arrays: tree.map(lambda x: to_library(x) if is_array(x) else x, arrays)
