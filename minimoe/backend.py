@@ -4,7 +4,8 @@ An operation begins ``xp = namespace(x)`` and goes on with whichever library mad
 here imports CuPy on its own account: a CuPy array cannot exist unless its owner imported it, so
 it is looked up among the modules already loaded. What differs in a way that changes an answer:
 
-    scatter_add        duplicate targets add up; CuPy wraps an index past the end, so it is checked
+    scatter_add        duplicate targets add up
+    check_index        an index past the end is an error; CuPy alone would wrap it
     special            SciPy's special functions, or CuPy's copy of them
     to_numpy, to_cupy  crossings are explicit: CuPy refuses implicit ones
     mover              the same, by the name a command line gives
@@ -12,27 +13,41 @@ it is looked up among the modules already loaded. What differs in a way that cha
 Sorting needs no helper: ``argsort(kind="stable")`` is right on both.
 """
 import importlib
+import numbers
 import sys
 
 import numpy
 
+_PLAINLY_NUMPY = frozenset([numpy.ndarray, numpy.float64, numpy.float32, bool, int, float])
+
 
 def namespace(*arrays):
-    """The library, ``numpy`` or ``cupy``, that the arrays belong to; scalars belong to both.
+    """The library, ``numpy`` or ``cupy``, that the arrays belong to; numbers belong to both.
 
-    TypeError for a mixture of the two.
+    TypeError for a mixture of the two, and for anything else: a list, another library's array.
     """
+    for a in arrays:
+        if type(a) not in _PLAINLY_NUMPY:
+            return _library(arrays)
+    return numpy
+
+
+def _library(arrays):
+    """``namespace``, the long way round."""
     cupy = sys.modules.get("cupy")
-    if cupy is None:
-        return numpy
-    of_cupy = [isinstance(a, cupy.ndarray) for a in arrays
-               if isinstance(a, (cupy.ndarray, numpy.ndarray))]
-    if not any(of_cupy):
-        return numpy
-    if not all(of_cupy):
+    found = set()
+    for a in arrays:
+        if cupy is not None and isinstance(a, cupy.ndarray):
+            found.add(cupy)
+        elif isinstance(a, numpy.ndarray):
+            found.add(numpy)
+        elif not isinstance(a, (numpy.generic, numbers.Number)):
+            raise TypeError(f"namespace: needs NumPy or CuPy arrays, or numbers; "
+                            f"got {type(a).__name__}")
+    if len(found) > 1:
         raise TypeError("namespace: NumPy and CuPy arrays in one call; "
                         "move them with to_cupy or to_numpy first")
-    return cupy
+    return cupy if cupy in found else numpy
 
 
 def is_array(x):
@@ -52,21 +67,38 @@ def special(*arrays):
 
 def scatter_add(target, index, values):
     """``target[index] += values`` in place, where a target named twice is added to twice."""
-    xp = namespace(target)
-    if xp is not numpy:
-        _check_bounds(xp, target.shape, index)
-    xp.add.at(target, index, values)
+    check_index(target, index)
+    namespace(target).add.at(target, index, values)
     return target
 
 
-def _check_bounds(xp, shape, index):
-    """IndexError for an integer index past the end, which CuPy would wrap without a word."""
-    for size, i in zip(shape, index if isinstance(index, tuple) else (index,)):
-        if isinstance(i, xp.ndarray) and i.dtype.kind in "iu" and i.size:
-            low, high = int(i.min()), int(i.max())
-            if low < -size or high >= size:
-                raise IndexError(f"scatter_add: indices must lie in [-{size}, {size}); "
-                                 f"got {low} to {high}")
+def check_index(x, key):
+    """IndexError where an integer array in ``key`` points past an end of ``x``.
+
+    NumPy says so by itself and is left to it; CuPy would begin again at the other end without a
+    word. Costs CuPy one wait for the device per integer array.
+    """
+    xp = namespace(x)
+    if xp is numpy:
+        return
+    parts = key if isinstance(key, tuple) else (key,)
+    axis = 0
+    for i, part in enumerate(parts):
+        if part is ...:
+            axis = x.ndim - sum(map(_axes, parts[i:]))
+        elif isinstance(part, xp.ndarray) and part.dtype.kind in "iu":
+            size = x.shape[axis]
+            if bool(((part < -size) | (part >= size)).any()):
+                raise IndexError(f"check_index: indices on axis {axis} must lie in "
+                                 f"[-{size}, {size}); got {int(part.min())} to {int(part.max())}")
+        axis += _axes(part)
+
+
+def _axes(part):
+    """How many axes a part of an index speaks of: a mask of all that it has, a new axis of none."""
+    if part is None or part is ...:
+        return 0
+    return part.ndim if is_array(part) and part.dtype == bool else 1
 
 
 def to_numpy(x):
@@ -95,7 +127,8 @@ def mover(name):
     try:
         cupy = importlib.import_module("cupy")
     except ImportError:
-        raise BackendError("CuPy is not installed; install minimoe[cuda12] or minimoe[cuda13]")
+        raise BackendError(
+            "CuPy is not installed; install minimoe[cuda12] or minimoe[cuda13]") from None
     if not cupy.cuda.is_available():
         raise BackendError("CuPy is installed but finds no usable GPU")
     return to_cupy

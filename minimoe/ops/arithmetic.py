@@ -3,7 +3,7 @@
 The cotangent of an argument that was broadcast is summed back by the engine, so none of these
 vjps mentions it.
 """
-import numpy
+import math
 
 from minimoe.autodiff.tensor import op
 from minimoe.backend import namespace
@@ -93,7 +93,7 @@ def where(condition, a, b):
 
 
 @op
-def clip(x, *, low=-numpy.inf, high=numpy.inf):
+def clip(x, *, low=-math.inf, high=math.inf):
     """``x`` held between two numbers; the cotangent passes where ``low <= x <= high``."""
     inside = (x.real >= low) & (x.real <= high)
     xp = namespace(x)
