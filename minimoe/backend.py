@@ -7,6 +7,7 @@ it is looked up among the modules already loaded. What differs in a way that cha
     scatter_add        duplicate targets add up
     check_index        an index past the end is an error; CuPy alone would wrap it
     special            SciPy's special functions, or CuPy's copy of them
+    solve              a singular system is an error; CuPy would return what is not finite
     to_numpy, to_cupy  crossings are explicit: CuPy refuses implicit ones
     mover              the same, by the name a command line gives
 
@@ -99,6 +100,27 @@ def _axes(part):
     if part is None or part is ...:
         return 0
     return part.ndim if is_array(part) and part.dtype == bool else 1
+
+
+def identity(n, like):
+    """The [n, n] identity matrix, in the library and dtype of ``like``."""
+    return namespace(like).eye(n, dtype=like.dtype)
+
+
+def solve(a, b):
+    """x with a x = b, for a batch of systems. [..., D, D], [..., D, R] -> [..., D, R]
+
+    Not differentiable. ValueError where a system is singular.
+    """
+    xp = namespace(a, b)
+    try:
+        x = xp.linalg.solve(a, b)
+    except numpy.linalg.LinAlgError:
+        x = xp.asarray(numpy.nan)
+    if not xp.isfinite(x).all():
+        raise ValueError(f"solve: the systems must be regular, and a ridge makes them so; "
+                         f"got a singular one among shape {a.shape}")
+    return x
 
 
 def to_numpy(x):
