@@ -10,21 +10,22 @@
 def map(f, tree, *others):
     """``f`` applied to the leaves of one tree, or leaf by leaf to several of the same shape.
 
-    ValueError where ``others`` are not built as ``tree`` is, naming the place.
+    ValueError where ``others`` are not built as ``tree`` is, naming the place. The keys of a
+    dictionary may come in another order.
     """
     return _map(f, tree, others, "")
 
 
 def _map(f, tree, others, path):
-    if tree is None:
-        return None
+    for other in others:
+        if not _alike(tree, other):
+            raise ValueError(f"tree.map: the trees differ at {path.rstrip('.') or 'the top'}: "
+                             f"{_describe(tree)} and {_describe(other)}")
     names = _children(tree)
     if names is None:
         return f(tree, *others)
-    for other in others:
-        if _children(other) != names:
-            raise ValueError(f"tree.map: the trees differ at {path.rstrip('.') or 'the top'}: "
-                             f"{_describe(tree)} and {_describe(other)}")
+    if tree is None:
+        return None
     parts = [_map(f, _get(tree, name), [_get(other, name) for other in others], f"{path}{name}.")
              for name in names]
     if isinstance(tree, dict):
@@ -45,8 +46,6 @@ def leaves(tree):
 
 
 def _walk(tree, path):
-    if tree is None:
-        return
     names = _children(tree)
     if names is None:
         yield path.rstrip("."), tree
@@ -63,7 +62,16 @@ def _children(tree):
         return list(tree._fields)
     if isinstance(tree, (tuple, list)):
         return list(range(len(tree)))
-    return None
+    return [] if tree is None else None
+
+
+def _alike(tree, other):
+    """Whether two trees have parts of the same names in a container of the same kind."""
+    if isinstance(tree, dict):
+        return isinstance(other, dict) and tree.keys() == other.keys()
+    if _children(tree) is None:
+        return _children(other) is None
+    return type(tree) is type(other) and _children(tree) == _children(other)
 
 
 def _get(tree, name):
@@ -72,6 +80,8 @@ def _get(tree, name):
 
 def _describe(tree):
     names = _children(tree)
+    if tree is None:
+        return "None"
     if names is None:
         return f"a leaf ({type(tree).__name__})"
     return f"{type(tree).__name__} of {', '.join(str(name) for name in names) or 'nothing'}"

@@ -74,10 +74,16 @@ def libraries():
     return ["numpy", "strict_cupy", "cupy"]
 
 
+@pytest.fixture
+def cupy(monkeypatch):
+    """The strict twin, which whoever asks for cupy is given until the end of the test."""
+    return strict_cupy.install(monkeypatch)
+
+
 @pytest.fixture(params=libraries())
-def move(request, monkeypatch):
+def move(request):
     """Moves every array of a tree to the library under test."""
     if request.param == "strict_cupy":
-        strict_cupy.install(monkeypatch)
+        request.getfixturevalue("cupy")
     to_library = mover("numpy" if request.param == "numpy" else "cupy")
     return lambda arrays: tree.map(lambda x: to_library(x) if is_array(x) else x, arrays)
