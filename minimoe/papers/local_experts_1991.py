@@ -96,12 +96,10 @@ def local_experts(params, x):
 def squared_errors(d, o):
     """q_i = ||d - o_i||^2. [N, O], [N, E, O] -> [N, E]
 
-    ValueError where the cases or the outputs do not match (NumPy would broadcast them into
-    nonsense without a word), and where there is no case or no expert.
+    This and what follows it: ValueError for shapes that do not match (NumPy would broadcast them
+    into nonsense without a word), for no case, no expert or no output, and for NaN.
     """
-    if d.shape[-2:] != (o.shape[-3], o.shape[-1]) or 0 in o.shape:
-        raise ValueError(f"squared_errors: needs d of shape [N, O] and o of shape [N, E, O], "
-                         f"none of them 0; got {d.shape} and {o.shape}")
+    _check(o, "d", d)
     return ops.square(d[..., None, :] - o).sum(axis=-1)                # [N, E]
 
 
@@ -111,6 +109,7 @@ def cooperative_error(d, o, logits):
     The error of earlier work (Hampshire and Waibel; Jacobs, Jordan and Barto), in which every
     expert must cancel what the others leave. [N, O], [N, E, O], [N, E] -> [N]
     """
+    _check(o, "d", d)
     return ops.square(d - blend(o, logits)).sum(axis=-1)               # [N]
 
 
@@ -119,6 +118,7 @@ def competitive_error(d, o, logits):
 
     [N, O], [N, E, O], [N, E] -> [N]
     """
+    _check(o, "logits", logits)
     return (mixing_proportions(logits) * squared_errors(d, o)).sum(axis=-1)
 
 
@@ -141,7 +141,18 @@ def responsibilities(d, o, logits):
 
 def _log_joint(d, o, logits):
     """log p_i - q_i / 2. [N, E]"""
+    _check(o, "logits", logits)
     return ops.log_softmax(logits, axis=-1) - 0.5 * squared_errors(d, o)
+
+
+def _check(o, name, a):
+    """Whether ``a``, which is d [N, O] or logits [N, E], goes with o [N, E, O]."""
+    N, E, O = (0, 0, 0, *o.shape)[-3:]
+    if 0 in (N, E, O) or a.shape[-2:] != ((N, O) if name == "d" else (N, E)):
+        raise ValueError(f"local_experts: needs o of shape [N, E, O], d [N, O] and logits [N, E], "
+                         f"none of them 0; got o of {o.shape} and {name} of {a.shape}")
+    if (o != o).any() or (a != a).any():
+        raise ValueError(f"local_experts: o and {name} must be free of NaN")
 
 
 # -- Their gradients, written out ----------------------------------------------------------------
@@ -183,6 +194,7 @@ def mixture_gradients(d, o, logits):
 
 def blend(o, logits):
     """sum_i p_i o_i: what Eq. (1.1) trains, and what classifies. [N, E, O], [N, E] -> [N, O]"""
+    _check(o, "logits", logits)
     return (mixing_proportions(logits)[..., None] * o).sum(axis=-2)
 
 
@@ -212,8 +224,8 @@ def competitive_learning_log_likelihood(o, mu, logits):
     place of o and the experts' in place of mu and it is Eq. (1.3). Soft competitive learning climbs
     it; hard competitive learning moves the nearest mu alone. [N, O], [E, O], [E] -> [N]
     """
-    q = ops.square(o[..., None, :] - mu).sum(axis=-1)                  # [N, E]
-    log_p = ops.log_softmax(logits, axis=-1)
+    q = ops.square(o[..., None, :] - mu[..., None, :, :]).sum(axis=-1)   # [N, E]
+    log_p = ops.log_softmax(logits, axis=-1)[..., None, :]             # [1, E]
     return ops.logsumexp(log_p - 0.5 * q, axis=-1) - o.shape[-1] / 2 * math.log(2 * math.pi)
 
 
