@@ -121,10 +121,7 @@ def array_equal(a1, a2, equal_nan=False):
 # Methods that the array alone has.
 
 def get(a, stream=None, order="C", out=None, blocking=True):
-    if out is None:
-        return numpy.array(a, order=order)
-    out[...] = a
-    return out
+    return numpy.array(a, order=order)
 
 
 def sort_in_place(a, axis=-1, kind=None):

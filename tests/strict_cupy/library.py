@@ -89,11 +89,11 @@ def _anything(obj):
     return obj if isinstance(obj, numpy.ndarray) else unwrap(obj)
 
 
-def asnumpy(a, stream=None, order="C", out=None, *, blocking=True):
+def asnumpy(a):
     if not isinstance(a, ndarray):
-        return numpy.asarray(a, order=order)
+        return numpy.asarray(a)
     sync("asnumpy")
-    return differences.get(a._host, order=order, out=out)
+    return differences.get(a._host)
 
 
 def get_array_module(*arrays):
