@@ -7,6 +7,7 @@ it is looked up among the modules already loaded. What differs in a way that cha
     scatter_add        duplicate targets add up
     check_index        an index past the end is an error; CuPy alone would wrap it
     special            SciPy's special functions, or CuPy's copy of them
+    identity           an array made from nothing must be told its library
     solve              a singular system is an error; CuPy would return what is not finite
     to_numpy, to_cupy  crossings are explicit: CuPy refuses implicit ones
     mover              the same, by the name a command line gives
@@ -72,12 +73,13 @@ def scatter_add(target, index, values):
     IndexError for an integer index past an end. NumPy adds in the order of ``index``; CuPy adds to
     a duplicate target in whatever order its threads arrive.
     """
+    xp = namespace(target, values)
     check_index(target, index)
-    if (isinstance(index, numpy.ndarray) and index.dtype.kind in "iu"
+    if (xp is numpy and isinstance(index, numpy.ndarray) and index.dtype.kind in "iu"
             and target.ndim > 1 and target.size and index.size):
         _add_rows(target, index, values)
     else:
-        namespace(target, values).add.at(target, index, values)
+        xp.add.at(target, index, values)
     return target
 
 
@@ -101,15 +103,15 @@ def check_index(x, key):
     NumPy says so by itself and is left to it; CuPy would begin again at the other end without a
     word. Costs CuPy one wait for the device per integer array.
     """
-    xp = namespace(x)
-    if xp is numpy:
+    if namespace(x) is numpy:
         return
     parts = key if isinstance(key, tuple) else (key,)
     axis = 0
     for i, part in enumerate(parts):
         if part is ...:
             axis = x.ndim - sum(map(_axes, parts[i:]))
-        elif isinstance(part, xp.ndarray) and part.dtype.kind in "iu":
+        elif is_array(part) and part.dtype.kind in "iu":
+            namespace(x, part)      # refuses a mixture
             size = x.shape[axis]
             if bool(((part < -size) | (part >= size)).any()):
                 raise IndexError(f"check_index: indices on axis {axis} must lie in "
