@@ -1,0 +1,224 @@
+"""What experiments share: settings, progress, claims and tables in print, the record of a run.
+
+An experiment is a module ``minimoe.experiments.<paper>`` with one function
+
+    run(settings: Settings) -> Result
+
+and whoever runs it, the command line above all, writes
+
+    settings = Settings(seed=0, quick=False, backend="numpy")
+    outcome = conduct("local_experts_1991", settings)    # BackendError, before anything is run
+    print(text(outcome))                                 # tables, and the claims
+    figure, record = write(outcome, "runs")              # <paper>.png and <paper>.json
+    sys.exit(0 if met(outcome) else 1)                   # 1: a claim was judged and does not hold
+
+``as_record(outcome)`` is what ``write`` puts into the .json file, for programs.
+"""
+import importlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minimoe import tree
+from minimoe.backend import is_array, mover, namespace
+
+VERDICTS = {True: "holds", False: "UNMET", None: "reported"}
+
+
+class Settings(NamedTuple):
+    seed: int = 0
+    quick: bool = False        # smoke-sized: too few starts to judge the claims by
+    backend: str = "numpy"     # or cupy
+
+
+class Claim(NamedTuple):
+    claim: str
+    paper: str                 # what the paper reports
+    measured: str
+    holds: bool | None         # None: reported, not judged
+
+
+class Table(NamedTuple):
+    title: str
+    header: tuple              # of strings
+    rows: list                 # of tuples of strings, as long as the header
+    note: str = ""
+
+
+class Result(NamedTuple):
+    title: str
+    claims: list               # of Claim
+    tables: list               # of Table
+    figure: Any                # a matplotlib Figure
+    details: dict              # settings of the experiment, and the numbers behind the claims
+
+
+class Outcome(NamedTuple):
+    paper: str
+    settings: Settings
+    result: Result
+    seconds: float
+
+
+def conduct(paper, settings):
+    """Run the experiment of a paper, by its full name.
+
+    BackendError where the backend cannot be used here; ModuleNotFoundError for no such experiment.
+    """
+    mover(settings.backend)
+    experiment = importlib.import_module(f"minimoe.experiments.{paper}")
+    start = time.perf_counter()
+    result = experiment.run(settings)
+    return Outcome(paper, settings, result, time.perf_counter() - start)
+
+
+def met(outcome):
+    """Whether no claim that was judged is unmet."""
+    return all(claim.holds is not False for claim in outcome.result.claims)
+
+
+def move(settings, arrays):
+    """Every array of a tree, on the backend of the settings."""
+    to_backend = mover(settings.backend)
+    return tree.map(lambda x: to_backend(x) if is_array(x) else x, arrays)
+
+
+def progress(total, label):
+    """A progress bar on standard error, and none where that is no terminal. A context manager."""
+    from tqdm import tqdm
+    return tqdm(total=total, desc=label, leave=False, disable=not sys.stderr.isatty(),
+                bar_format="{desc:<34} {bar} {n_fmt}/{total_fmt} {postfix}")
+
+
+def spread(values, digits=0):
+    """``mean (SD)`` of a sample, as papers print it; SD with n - 1."""
+    values = np.asarray(values, float)
+    if not values.size:
+        return "--"
+    deviation = f"{values.std(ddof=1):.{digits}f}" if values.size > 1 else "--"
+    return f"{values.mean():.{digits}f} ({deviation})"
+
+
+# -- In print ------------------------------------------------------------------------------------
+
+def text(outcome, width=None):
+    """Title, tables and claims as plain text, wrapped to ``width``: the terminal's, 120 at most."""
+    width = width or min(shutil.get_terminal_size((100, 24)).columns, 120)
+    result = outcome.result
+    parts = [_wrapped(result.title, width) + "\n" + "=" * min(width, len(result.title))]
+    parts += [format_table(table, width) for table in result.tables]
+    parts.append(format_claims(result.claims, width))
+    parts.append(_wrapped(_summary(outcome), width))
+    return "\n\n".join(parts)
+
+
+def _summary(outcome):
+    judged = [claim.holds for claim in outcome.result.claims if claim.holds is not None]
+    found = (f"{sum(judged)} of {len(judged)} claims hold" if judged
+             else "No claim was judged" + (": a quick run only shows that everything works"
+                                           if outcome.settings.quick else ""))
+    return f"{found}. {outcome.seconds:.1f} s on {outcome.settings.backend}."
+
+
+def format_table(table, width):
+    """Columns padded to their widest entry, the first one to the left; then the note."""
+    rows = [table.header, *table.rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(table.header))]
+
+    def line(row):
+        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]
+        return "  ".join(cells).rstrip()
+
+    lines = [_wrapped(table.title, width), "", line(table.header),
+             "  ".join("-" * w for w in widths), *map(line, table.rows)]
+    return "\n".join(lines + ([_wrapped(table.note, width)] if table.note else []))
+
+
+def format_claims(claims, width):
+    """Verdict, claim, the paper's figure and ours side by side, each wrapped in its column."""
+    first = max(map(len, VERDICTS.values()))
+    share = (width - first - 6) // 10
+    widths = [first, 4 * share, 3 * share, 3 * share]
+
+    def block(cells):
+        columns = [textwrap.wrap(cell, w) or [""] for cell, w in zip(cells, widths)]
+        height = max(map(len, columns))
+        return "\n".join("  ".join((column[i] if i < len(column) else "").ljust(w)
+                                   for column, w in zip(columns, widths)).rstrip()
+                         for i in range(height))
+
+    head = block(["", "claim", "paper", "measured here"])
+    rows = [block([VERDICTS[c.holds], c.claim, c.paper, c.measured]) for c in claims]
+    return "\n".join([head, "  ".join("-" * w for w in widths), "\n\n".join(rows)])
+
+
+def _wrapped(paragraphs, width):
+    return "\n".join(textwrap.fill(line, width) for line in paragraphs.split("\n"))
+
+
+# -- On file -------------------------------------------------------------------------------------
+
+def write(outcome, directory):
+    """Write ``<paper>.png`` and ``<paper>.json`` into a directory, made if missing; their paths."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    figure, record = (directory / f"{outcome.paper}.{kind}" for kind in ("png", "json"))
+    outcome.result.figure.savefig(figure, metadata={"Software": None})
+    record.write_text(json.dumps(as_record(outcome), indent=1, allow_nan=False) + "\n",
+                      encoding="utf-8")
+    return figure, record
+
+
+def as_record(outcome):
+    """All that a run was and found, as plain dictionaries, lists, numbers and text.
+
+    Two runs with the same settings on one machine differ in ``seconds`` alone.
+    """
+    settings, result = outcome.settings, outcome.result
+    command = f"minimoe run {outcome.paper} --seed {settings.seed} --backend {settings.backend}"
+    array = move(settings, np.zeros(1))
+    return _plain({
+        "paper": outcome.paper,
+        "title": result.title,
+        "command": command + (" --quick" if settings.quick else ""),
+        "settings": settings._asdict(),
+        "met": met(outcome),
+        "claims": [claim._asdict() for claim in result.claims],
+        "tables": [table._asdict() for table in result.tables],
+        "details": result.details,
+        "versions": {"python": platform.python_version(),
+                     **{name: _version(name) for name in ("minimoe", "numpy", "scipy")},
+                     settings.backend: namespace(array).__version__},
+        "device": f"{array.device}, {platform.machine()}, {os.cpu_count()} processors",
+        "seconds": round(outcome.seconds, 2),
+    })
+
+
+def _version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _plain(value):
+    """What JSON can hold: arrays as lists, and ``None`` for a number that is not finite."""
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
