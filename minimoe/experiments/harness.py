@@ -187,7 +187,7 @@ def as_record(outcome):
     settings, result = outcome.settings, outcome.result
     command = f"minimoe run {outcome.paper} --seed {settings.seed} --backend {settings.backend}"
     array = move(settings, np.zeros(1))
-    return _plain({
+    return plain({
         "paper": outcome.paper,
         "title": result.title,
         "command": command + (" --quick" if settings.quick else ""),
@@ -211,14 +211,14 @@ def _version(name):
         return "not installed"
 
 
-def _plain(value):
+def plain(value):
     """What JSON can hold: arrays as lists, and ``None`` for a number that is not finite."""
     if isinstance(value, dict):
-        return {str(key): _plain(part) for key, part in value.items()}
+        return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
