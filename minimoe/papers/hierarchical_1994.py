@@ -88,6 +88,11 @@ def gate_log_probabilities(params, x):
     return tuple(ops.log_softmax(linear_outputs(x, w), axis=-1) for w in params.w_gates)
 
 
+def leaf_outputs(params, x, leaf):
+    """mu_ij = f(U_ij x), f the kind of leaf's own. Eq. (2.1). [N, D] -> [N, leaves, O]"""
+    return leaf.mean(linear_outputs(x, params.w_leaves))
+
+
 def blend(gates, mu):
     """mu_i = sum_j g_j|i mu_ij, mu = sum_i g_i mu_i: from the leaves up.
 
@@ -101,7 +106,7 @@ def blend(gates, mu):
 def predict(params, x, leaf):
     """The output of the whole tree: what is expected of y. [N, D] -> [N, O]"""
     gates = tree.map(ops.exp, gate_log_probabilities(params, x))
-    return blend(gates, leaf.mean(linear_outputs(x, params.w_leaves)))
+    return blend(gates, leaf_outputs(params, x, leaf))
 
 
 def log_paths(log_branches):
@@ -118,19 +123,18 @@ def log_paths(log_branches):
 
 
 def _check_tree(params, x):
-    nodes = 1
-    for level, w in enumerate(params.w_gates):
-        if w.ndim < 3 or w.shape[-2] != nodes or 0 in w.shape:
-            raise ValueError(f"hierarchical: gates of level {level} must be of shape "
-                             f"[D, {nodes}, branches], none of them 0; got {w.shape}")
-        nodes *= w.shape[-1]
-    D, leaves = params.w_leaves.shape[-3:-1]
-    if leaves != nodes or params.variance.shape[-1] != nodes:
-        raise ValueError(f"hierarchical: the gates have {nodes} leaves; got w_leaves of shape "
-                         f"{params.w_leaves.shape} and variance of shape {params.variance.shape}")
-    if x.ndim != 2 or len(x) == 0 or x.shape[1] != D or (x != x).any():
-        raise ValueError(f"hierarchical: x must be of shape [N, {D}], of 1 case or more, without "
+    if x.ndim != 2 or 0 in x.shape or (x != x).any():
+        raise ValueError(f"hierarchical: x must be of shape [N, D], neither of them 0, and free of "
                          f"NaN; got shape {x.shape}")
+    D, nodes = x.shape[1], 1
+    for level, w in enumerate(params.w_gates):
+        if w.shape[-3:-1] != (D, nodes) or 0 in w.shape:
+            raise ValueError(f"hierarchical: gates of level {level} must be of shape "
+                             f"[{D}, {nodes}, branches], none of them 0; got {w.shape}")
+        nodes *= w.shape[-1]
+    if params.w_leaves.shape[-3:-1] != (D, nodes) or params.variance.shape[-1:] != (nodes,):
+        raise ValueError(f"hierarchical: w_leaves must be of shape [{D}, {nodes}, O], and variance "
+                         f"[{nodes}]; got {params.w_leaves.shape} and {params.variance.shape}")
 
 
 # -- Leaves: generalized linear models -----------------------------------------------------------
@@ -211,8 +215,9 @@ def log_terms(params, x, y, leaf):
 
     [N, D], [N, O] -> per level [N, nodes, branches], [N, leaves]
     """
+    log_gates = gate_log_probabilities(params, x)
     eta = linear_outputs(x, params.w_leaves)                           # [N, leaves, O]
-    return gate_log_probabilities(params, x), leaf.log_density(y, eta, params.variance)
+    return log_gates, leaf.log_density(y, eta, params.variance)
 
 
 def expected_complete_log_likelihood(log_gates, log_density, h):
@@ -504,7 +509,7 @@ def oracle(case):
               for name, inverse in [("running", running_inverse),
                                     ("running_weighted", running_inverse_weighted)]}
     return tree.map(stop_gradient, {
-        "gates": tree.map(ops.exp, terms[0]), "mu": leaf.mean(linear_outputs(x, params.w_leaves)),
+        "gates": tree.map(ops.exp, terms[0]), "mu": leaf_outputs(params, x, leaf),
         "prediction": predict(params, x, leaf), "log_density": terms[1],
         "log_likelihood": l, "h": tree.map(ops.exp, log_h), "paths": h,
         "Q": expected_complete_log_likelihood(*terms, h),

@@ -165,7 +165,9 @@ class ErrorGradients(NamedTuple):
 
 def cooperative_gradients(d, o, logits):
     """Every expert is pulled by the one residual that all of them share. Of Eq. (1.1)"""
-    p, blended = mixing_proportions(logits), blend(o, logits)
+    _check(o, "d", d)
+    blended = blend(o, logits)                                         # [N, O]
+    p = mixing_proportions(logits)                                     # [N, E]
     residual = (d - blended)[..., None, :]                             # [N, 1, O]
     return ErrorGradients(-2 * p[..., None] * residual,
                           -2 * p * (residual * (o - blended[..., None, :])).sum(axis=-1))
@@ -176,9 +178,10 @@ def competitive_gradients(d, o, logits):
 
     The gate raises p_i where expert i does better than the expected error.
     """
-    p = mixing_proportions(logits)
-    better = squared_errors(d, o) - competitive_error(d, o, logits)[..., None]
-    return ErrorGradients(-2 * p[..., None] * (d[..., None, :] - o), p * better)
+    error = competitive_error(d, o, logits)[..., None]                 # [N, 1]
+    p = mixing_proportions(logits)                                     # [N, E]
+    return ErrorGradients(-2 * p[..., None] * (d[..., None, :] - o),
+                          p * (squared_errors(d, o) - error))
 
 
 def mixture_gradients(d, o, logits):
@@ -186,7 +189,7 @@ def mixture_gradients(d, o, logits):
 
     So the one that fits best learns fastest; and the gate moves from prior to posterior.
     """
-    h = responsibilities(d, o, logits)
+    h = responsibilities(d, o, logits)                                 # [N, E]
     return ErrorGradients(-h[..., None] * (d[..., None, :] - o), mixing_proportions(logits) - h)
 
 
