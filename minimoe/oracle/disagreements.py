@@ -39,7 +39,7 @@ def disagreements(computed, run, partial=False):
 
     ``computed`` is the tree that the paper's ``oracle`` returns. Integers and booleans must be
     equal; floats agree within ``TOLERANCE``, of the coarsest dtype in the run. RunError for
-    outputs that are missing (unless ``partial``), unknown, or of another shape or kind.
+    outputs that are missing (``partial`` lets some be), unknown, or of another shape or kind.
     """
     computed = {name: to_numpy(leaf) for name, leaf in tree.named_leaves(computed).items()}
     problems = list(_problems(computed, run.outputs, partial))
@@ -52,6 +52,9 @@ def disagreements(computed, run, partial=False):
 
 
 def _problems(computed, recorded, partial):
+    if not recorded:
+        yield "has no output to compare; their keys begin out."
+        return
     for name, value in computed.items():
         if name not in recorded:
             if not partial:
