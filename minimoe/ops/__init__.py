@@ -3,18 +3,19 @@
 Called with arrays only, an operation returns an array and records nothing.
 """
 from minimoe.autodiff.tensor import Tensor, stop_gradient
+from minimoe.ops.activations import gelu, gelu_tanh, relu, sigmoid, softplus
 from minimoe.ops.arithmetic import (
     add, clip, divide, maximum, minimum, multiply, negative, power, subtract, where)
 from minimoe.ops.elementwise import (
-    abs, astype, cos, erf, exp, expm1, gelu, gelu_tanh, log, log1p, log_gamma, log_normal_cdf,
-    normal_cdf, relu, round_to_bfloat16, sigmoid, sin, softplus, sqrt, square, tanh)
+    abs, astype, cos, exp, expm1, log, log1p, round_to_bfloat16, sin, sqrt, square, tanh)
+from minimoe.ops.normalization import layer_norm, rms_norm
 from minimoe.ops.products import einsum, matmul
-from minimoe.ops.reductions import (
-    cross_entropy, cumsum, layer_norm, log_softmax, logsumexp, max, mean, min, rms_norm, softmax,
-    sum, var)
+from minimoe.ops.reductions import cumsum, max, mean, min, sum, var
 from minimoe.ops.shaping import (
     broadcast_to, concatenate, getitem, pad, reshape, scatter_add, split, stack, swapaxes, take,
     take_along_axis, transpose)
+from minimoe.ops.softmax import cross_entropy, log_softmax, logsumexp, softmax
+from minimoe.ops.special_functions import erf, log_gamma, log_normal_cdf, normal_cdf
 
 __all__ = [
     "abs", "add", "astype", "broadcast_to", "clip", "concatenate", "cos", "cross_entropy",
