@@ -1,0 +1,74 @@
+"""The vowel measurements that are shipped, and the task made of them."""
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from minimoe.data import peterson_barney
+
+
+@pytest.fixture(scope="module")
+def data():
+    return peterson_barney.measurements()
+
+
+# means of F1 and F2 over each group, rounded, computed once from the CMU AI Repository's file
+MEANS = {
+    "m": {"iy": (267, 2294), "ih": (392, 1993), "aa": (718, 1091), "ah": (631, 1192)},
+    "w": {"iy": (310, 2783), "ih": (441, 2474), "aa": (864, 1229), "ah": (758, 1409)},
+    "c": {"iy": (360, 3178), "ih": (534, 2744), "aa": (1030, 1383), "ah": (855, 1592)},
+}
+# F1 to F3 of men as the 1952 paper prints them, every vowel
+PRINTED = {
+    "iy": (270, 2290, 3010), "ih": (390, 1990, 2550), "eh": (530, 1840, 2480),
+    "ae": (660, 1720, 2410), "aa": (730, 1090, 2440), "ao": (570, 840, 2410),
+    "uh": (440, 1020, 2240), "uw": (300, 870, 2240), "ah": (640, 1190, 2390),
+    "er": (490, 1350, 1690),
+}
+
+
+def test_every_speaker_says_every_vowel_twice(data):
+    tokens = list(zip(data.speaker.tolist(), data.vowel.tolist(), data.repetition.tolist()))
+    assert set(tokens) == {(s, v, r) for s in range(1, 77) for v in PRINTED for r in (1, 2)}
+    assert len(tokens) == 1520
+
+
+def test_speakers_are_men_then_women_then_children(data):
+    assert Counter(data.speaker_type.tolist()) == {"m": 660, "w": 560, "c": 300}
+    for kind, speakers in {"m": (1, 33), "w": (34, 61), "c": (62, 76)}.items():
+        of_kind = data.speaker[data.speaker_type == kind]
+        assert (of_kind.min(), of_kind.max()) == speakers
+    assert set(data.sex[data.speaker_type == "m"]) == {"m"}
+    assert set(data.sex[data.speaker_type == "w"]) == {"f"}
+
+
+def test_formants_lie_in_their_ranges(data):
+    assert data.formants.min(axis=0).tolist() == [91, 190, 560, 1400]      # no NaN, no 0
+    assert data.formants.max(axis=0).tolist() == [350, 1300, 3610, 4380]
+    merged = data.formants[:, 1] == data.formants[:, 2]
+    assert Counter(zip(data.speaker[merged].tolist(), data.vowel[merged].tolist())) == {
+        (2, "ao"): 2, (72, "aa"): 1, (72, "ao"): 1, (74, "ao"): 1}
+
+
+def test_means_are_those_of_another_copy_and_near_the_printed_ones(data):
+    for kind, vowels in MEANS.items():
+        for vowel, means in vowels.items():
+            group = data.formants[(data.speaker_type == kind) & (data.vowel == vowel), 1:3]
+            assert group.mean(axis=0).round().tolist() == list(means), (kind, vowel)
+    for vowel, means in PRINTED.items():
+        group = data.formants[(data.speaker_type == "m") & (data.vowel == vowel), 1:]
+        np.testing.assert_allclose(group.mean(axis=0), means, rtol=0.027)
+
+
+def test_the_task_keeps_two_pairs_of_vowels_and_splits_by_speaker(data):
+    train, test = peterson_barney.two_pairs()
+    assert train.x.shape == (400, 3) and test.x.shape == (200, 3)
+    assert Counter(train.vowel.tolist()) == dict.fromkeys(("iy", "ih", "aa", "ah"), 100)
+    for cases in (train, test):
+        assert (cases.x[:, 2] == 1).all()
+        assert (cases.d[:, 0] == np.isin(cases.vowel, ["iy", "aa"])).all()
+    # the last training token is the 50th speaker's: aa, second time
+    of_50 = (data.speaker == 50) & (data.vowel == "aa") & (data.repetition == 2)
+    assert (train.x[-1] * 1000).tolist() == pytest.approx([*data.formants[of_50][0, 1:3], 1000])
+    of_75 = (data.speaker == 75) & (data.vowel == "aa") & (data.repetition == 2)
+    assert (test.x[-1] * 1000).tolist() == pytest.approx([*data.formants[of_75][0, 1:3], 1000])
