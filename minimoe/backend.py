@@ -4,7 +4,7 @@ An operation begins ``xp = namespace(x)`` and goes on with whichever library mad
 here imports CuPy on its own account: a CuPy array cannot exist unless its owner imported it, so
 it is looked up among the modules already loaded. What differs in a way that changes an answer:
 
-    scatter_add        duplicate targets add up
+    scatter_add        duplicate targets add up, in an order that is the same from run to run
     check_index        an index past the end is an error; CuPy alone would wrap it
     special            SciPy's special functions, or CuPy's copy of them
     identity           an array made from nothing must be told its library
@@ -70,17 +70,47 @@ def special(*arrays):
 def scatter_add(target, index, values):
     """``target[index] += values`` in place, where a target named twice is added to twice.
 
-    IndexError for an integer index past an end. NumPy adds in the order of ``index``; CuPy adds to
-    a duplicate target in whatever order its threads arrive.
+    The same bits from run to run. IndexError for an integer index past an end.
     """
     xp = namespace(target, values)
     check_index(target, index)
-    if (xp is numpy and isinstance(index, numpy.ndarray) and index.dtype.kind in "iu"
-            and target.ndim > 1 and target.size and index.size):
+    of_rows = is_array(index) and index.dtype.kind in "iu" and target.ndim > 1
+    if xp is not numpy:
+        _add_in_order(xp, target, index, values, of_rows)
+    elif of_rows and target.size and index.size:
         _add_rows(target, index, values)
     else:
-        xp.add.at(target, index, values)
+        numpy.add.at(target, index, values)
     return target
+
+
+def _add_in_order(xp, target, index, values, of_rows):
+    """``scatter_add`` on CuPy, whose own adds in whatever order its threads arrive.
+
+    Sorted by target, the values of one target are neighbours; each takes the sum of those before
+    it over 1, 2, 4, ... places, so that the last holds the whole.
+    """
+    if of_rows:
+        N, place = len(target), index % len(target)
+        shape = index.shape + target.shape[1:]
+    else:
+        N, place = target.size, xp.arange(target.size).reshape(target.shape)[index]
+        shape = place.shape
+    T = place.size
+    if not T:
+        return
+    order = xp.argsort(place.ravel(), kind="stable")
+    place = place.ravel()[order]                                          # [T]
+    sums = xp.broadcast_to(values, shape).reshape(T, -1)[order]           # [T, D]
+    step = 1
+    while step < T:
+        same = place[step:] == place[:-step]
+        sums[step:] = sums[step:] + xp.where(same[:, None], sums[:-step], 0)
+        step *= 2
+    last = xp.append(place[1:] != place[:-1], xp.ones(1, bool))
+    total = xp.zeros((N + 1, sums.shape[1]), sums.dtype)
+    total[xp.where(last, place, N)] = sums                  # row N is for those that are not last
+    target += total[:N].reshape(target.shape)
 
 
 def _add_rows(target, index, values):

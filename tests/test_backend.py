@@ -170,6 +170,27 @@ def test_scatter_add_broadcasts_its_values(move):
     assert to_numpy(target).tolist() == [[1, 3], [5, 7], [0, 0]]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
+@pytest.mark.parametrize("shape, key", [
+    ((4, 3), np.arange(300) % 7 % 4), ((4,), np.arange(300) % 4),
+    ((4, 3), (..., np.zeros(50, int))), ((4, 1), np.zeros(129, int))])
+def test_scatter_add_gives_the_same_bits_again(move, rng, dtype, shape, key):
+    values = rng.standard_normal(np.zeros(shape)[key].shape).astype(dtype)
+    first, second = (to_numpy(scatter_add(move(np.zeros(shape, dtype)), move(key), move(values)))
+                     for _ in range(2))
+    assert first.tobytes() == second.tobytes()
+    expected = np.zeros(shape, dtype)
+    np.add.at(expected, key, values)
+    np.testing.assert_allclose(first, expected, rtol=0, atol=300 * np.finfo(dtype).eps)
+
+
+def test_a_spoilt_value_spoils_its_own_target_alone(move):
+    target = move(np.zeros((4, 2)))
+    values = np.array([[1.0, np.nan], [2, 1], [np.inf, 1], [4, 1]])
+    scatter_add(target, move(np.array([1, 2, 1, 2])), move(values))
+    np.testing.assert_array_equal(to_numpy(target), [[0, 0], [np.inf, np.nan], [6, 2], [0, 0]])
+
+
 def test_scatter_add_refuses_a_mixture(cupy):
     for target, index, values in ((np.zeros(3), np.array([0]), cupy.ones(1)),
                                   (cupy.zeros((3, 2)), np.array([0]), cupy.ones((1, 2))),

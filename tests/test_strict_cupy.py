@@ -135,7 +135,9 @@ def test_sorting_is_stable_and_knows_no_other_kind(cupy):
 def test_ufunc_methods_are_few(cupy, x):
     assert cupy.add.reduce(x).tolist() == [3, 5, 7]
     assert cupy.multiply.accumulate(x, axis=1).tolist() == [[0, 0, 0], [3, 12, 60]]
-    assert cupy.add.reduceat(x, cupy.asarray([0, 2]), axis=1).tolist() == [[1, 2], [7, 5]]
+    assert cupy.add.reduceat(x, cupy.asarray([0, 2, 1]), axis=1).tolist() == [[1, 2, 3], [7, 5, 9]]
+    lost = cupy.add.reduceat(cupy.asarray([1e16, 1.0]), cupy.asarray([0, 1]))
+    assert lost.tolist() == [1e16, 0]       # a difference of running sums
     for missing in (lambda: cupy.maximum.reduce(x), lambda: cupy.logaddexp.reduce(x),
                     lambda: cupy.multiply.at(x, 0, 1), lambda: cupy.maximum.accumulate(x),
                     lambda: cupy.multiply.reduceat(x, cupy.asarray([0]))):

@@ -43,6 +43,15 @@ def at(ufunc, array, places, values):
     in_random_order(array, places, numpy.asarray(values).astype(array.dtype), ufunc.at)
 
 
+def add_reduceat(array, indices, axis=0, dtype=None, out=None):
+    """Differences of one running sum, with all their cancellation."""
+    ends = numpy.append(indices, array.shape[axis])
+    running = numpy.insert(array.cumsum(axis, dtype), 0, 0, axis)
+    sums = running.take(ends[1:], axis) - running.take(ends[:-1], axis)
+    lone = (ends[:-1] >= ends[1:]).reshape(-1, *[1] * (array.ndim - axis % array.ndim - 1))
+    return numpy.where(lone, array.take(indices, axis), sums)
+
+
 def argsort(a, axis=-1, kind=None):
     _check_kind(kind)
     return numpy.argsort(a, axis=axis, kind="stable")

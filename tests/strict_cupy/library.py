@@ -58,8 +58,9 @@ class Ufunc:
             raise NotImplementedError(f"cupy: `{self.__name__}.{name}` is not supported")
         if name == "at":
             return lambda a, indices, b=None: at(self._compute, a, indices, b)
-        return function(f"{self.__name__}.{name}", UFUNC_METHODS[name],
-                        getattr(self._compute, name))
+        compute = (differences.add_reduceat if name == "reduceat"
+                   else getattr(self._compute, name))
+        return function(f"{self.__name__}.{name}", UFUNC_METHODS[name], compute)
 
 
 def _fits(x, loop):
