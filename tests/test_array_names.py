@@ -4,6 +4,7 @@ Read from the syntax trees, and held to the recorded namespace of CuPy: a name t
 would fail on a GPU alone, where no test runs.
 """
 import ast
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -81,8 +82,8 @@ def faulty(node, call, libraries, modules):
                 return "not a method of CuPy's ufunc"
             return call and misfit(UFUNC_METHODS[node.attr], call)
         return None
-    if node.attr in dir(np.ndarray) and not (
-            isinstance(node.value, ast.Name) and node.value.id in modules):
+    of_module = isinstance(node.value, ast.Name) and node.value.id in modules
+    if node.attr in dir(np.ndarray) and not of_module and not of_python(node, call):
         entry = RECORD["cupy.ndarray"].get(node.attr)
         if entry is None:
             return "not an attribute of CuPy's arrays"
@@ -94,15 +95,26 @@ def misfit(entry, call):
     """Why CuPy's parameters do not take the arguments of a call; None if they do."""
     if isinstance(entry, dict) and "loops" not in entry:
         return None                              # a class: the constructors of dtypes
+    return refusal(signature(parameters(entry)), call)
+
+
+def refusal(expected, call, *before):
+    """Why a signature does not take the arguments of a call, after ``before``; None if it does."""
     given = [None for a in call.args if not isinstance(a, ast.Starred)]
     named = {k.arg: None for k in call.keywords if k.arg}
     unpacks = len(given) < len(call.args) or len(named) < len(call.keywords)
-    expected = signature(parameters(entry))
     try:
-        (expected.bind_partial if unpacks else expected.bind)(*given, **named)
+        (expected.bind_partial if unpacks else expected.bind)(*before, *given, **named)
     except TypeError as error:
         return str(error)
     return None
+
+
+def of_python(node, call):
+    """Whether the call could be of a list's, a dictionary's or a string's method of that name."""
+    methods = [getattr(kind, node.attr) for kind in (list, dict, str) if hasattr(kind, node.attr)]
+    return call is not None and any(
+        refusal(inspect.signature(method), call, "self") is None for method in methods)
 
 
 @pytest.mark.parametrize("path", sources(*NUMPY_ONLY), ids=name)
@@ -138,7 +150,8 @@ def imported(source):
     ("xp.maximum.reduce(a)", "not a method"), ("xp.add.at(a, i, b, 1)", "too many"),
     ("a.resize(3)", "not an attribute"), ("a.ctypes", "not an attribute"),
     ("a.sum(where=b)", "unexpected"), ("a.argsort(order='x')", "unexpected"),
-    ("f(a).T.max(initial=0)", "unexpected"), ("a.item(0)", "too many")])
+    ("f(a).T.max(initial=0)", "unexpected"), ("a.item(0)", "too many"),
+    ("a.sort(order='x')", "unexpected")])
 def test_a_wrong_name_or_parameter_is_seen(line, fault):
     found = list(complaints(f"import numpy\n{line}\n"))
     assert len(found) == 1 and fault in found[0]
@@ -150,7 +163,8 @@ def test_a_wrong_name_or_parameter_is_seen(line, fault):
     "xp.where(a > 0, a, xp.inf)", "xp.linalg.solve(a, b)", "special(a).ndtr(a)", "xp.float32(1)",
     "xp.exp(a, out=b)", "xp.zeros(shape, **settings)", "a.sum(axis=0, keepdims=True)",
     "a.reshape(-1, 2).T[0]", "numpy.vecdot(a, b)", "numpy.sum(a, where=b)", "self.resized(3)",
-    "xp.cuda.is_available()", "'a.b'.partition('.')"])
+    "xp.cuda.is_available()", "'a.b'.partition('.')",
+    "names.sort(key=len)", "settings.copy()", "a.sort(axis=0)"])
 def test_what_both_libraries_have_is_allowed(line):
     assert list(complaints(f"import numpy\n{line}\n")) == []
 
