@@ -201,7 +201,7 @@ def unwrap(value):
     """What NumPy may compute with. TypeError for what CuPy would not have taken."""
     if isinstance(value, ndarray):
         return value._host
-    if value is None or isinstance(value, (*SCALARS, str, type, numpy.dtype)):
+    if value is None or isinstance(value, (*SCALARS, str, range, type, numpy.dtype)):
         return value
     if isinstance(value, (tuple, list)):
         return type(value)(map(unwrap, value))
@@ -209,13 +209,12 @@ def unwrap(value):
 
 
 def _scalar_or_array(name, value):
-    _refuse_numbers_in_a_list(name, value)
-    if value is None or isinstance(value, (str, list, tuple, type, numpy.dtype)):
+    if value is None or isinstance(value, (list, tuple, range, str, type, numpy.dtype)):
         raise TypeError(f"cupy: {name}: Unsupported type {type(value)}")
     return unwrap(value)
 
 
 def _refuse_numbers_in_a_list(name, value):
-    if isinstance(value, (list, tuple)) and not (
+    if isinstance(value, (list, tuple, range)) and not (
             value and all(isinstance(part, ndarray) for part in value)):
         raise TypeError(f"cupy: {name}: Unsupported type {type(value)}")
