@@ -45,7 +45,7 @@ def _library(arrays):
             found.add(numpy)
         elif not isinstance(a, (numpy.generic, numbers.Number)):
             raise TypeError(f"namespace: needs NumPy or CuPy arrays, or numbers; "
-                            f"got {type(a).__name__}")
+                            f"got {type(a).__module__}.{type(a).__name__}")
     if len(found) > 1:
         raise TypeError("namespace: NumPy and CuPy arrays in one call; "
                         "move them with to_cupy or to_numpy first")

@@ -46,7 +46,8 @@ def test_an_implicit_conversion_is_refused(x, cross):
     lambda cupy, x: cupy.take(x, [0]), lambda cupy, x: cupy.take(x, np.array([0])),
     lambda cupy, x: cupy.maximum(x, (1.0, 2.0, 3.0)), lambda cupy, x: cupy.exp(None),
     lambda cupy, x: cupy.add.at(x, 0, [1.0]), lambda cupy, x: cupy.add.at(x, 0, np.ones(3)),
-    lambda cupy, x: cupy.add(x, range(3)), lambda cupy, x: cupy.add(x, object()), lambda cupy, x: cupy.add(x, x, out=np.ones((2, 3))),
+    lambda cupy, x: cupy.add(x, range(3)),
+    lambda cupy, x: cupy.add(x, object()), lambda cupy, x: cupy.add(x, x, out=np.ones((2, 3))),
 ], ids=range(18))
 def test_a_function_takes_neither_lists_nor_numpy_arrays(cupy, x, call):
     with pytest.raises(TypeError):
