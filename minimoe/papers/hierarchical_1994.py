@@ -132,9 +132,10 @@ def _check_tree(params, x):
             raise ValueError(f"hierarchical: gates of level {level} must be of shape "
                              f"[{D}, {nodes}, branches], none of them 0; got {w.shape}")
         nodes *= w.shape[-1]
-    if params.w_leaves.shape[-3:-1] != (D, nodes) or params.variance.shape[-1:] != (nodes,):
-        raise ValueError(f"hierarchical: w_leaves must be of shape [{D}, {nodes}, O], and variance "
-                         f"[{nodes}]; got {params.w_leaves.shape} and {params.variance.shape}")
+    shape, shape_of_variance = params.w_leaves.shape, params.variance.shape
+    if shape[-3:-1] != (D, nodes) or 0 in shape or shape_of_variance[-1:] != (nodes,):
+        raise ValueError(f"hierarchical: w_leaves must be of shape [{D}, {nodes}, O], none of them "
+                         f"0, and variance [{nodes}]; got {shape} and {shape_of_variance}")
 
 
 # -- Leaves: generalized linear models -----------------------------------------------------------
@@ -160,7 +161,7 @@ def gaussian_log_density(y, eta, variance):
 
 
 def gaussian_score(y, eta, variance):
-    """(y - mu) / sigma^2, and what the variance would gain."""
+    """Derivatives of ln N(y; eta, variance I). [N, O], .. -> [N, leaves, O], [N, leaves]"""
     variance = variance[..., None, :]                                  # [1, leaves]
     by_eta = (y[..., None, :] - eta) / variance[..., None]             # [N, leaves, O]
     misfit = squared_errors(y, eta) / variance - y.shape[-1]           # [N, leaves]
@@ -179,9 +180,9 @@ def bernoulli_log_density(y, eta):
     return (y[..., None, :] * eta - ops.softplus(eta)).sum(axis=-1)
 
 
-def bernoulli_score(y, eta):
-    """y - mu. [N, O], [N, leaves, O] -> [N, leaves, O]"""
-    return y[..., None, :] - ops.sigmoid(eta)
+def bernoulli_score(y, eta, variance):
+    """Derivatives of the Bernoulli's ln P. [N, O], .. -> [N, leaves, O], [N, leaves]"""
+    return y[..., None, :] - ops.sigmoid(eta), 0 * eta[..., 0]
 
 
 # -- Likelihood and posteriors -------------------------------------------------------------------
@@ -473,7 +474,7 @@ GAUSSIAN = Leaf(mean=lambda eta: eta, log_density=gaussian_log_density,
 GAUSSIAN_FIXED_VARIANCE = GAUSSIAN._replace(fit=fit_gaussian_means)
 BERNOULLI = Leaf(mean=ops.sigmoid,
                  log_density=lambda y, eta, variance: bernoulli_log_density(y, eta),
-                 score=lambda y, eta, variance: (bernoulli_score(y, eta), 0 * variance),
+                 score=bernoulli_score,
                  fit=fit_bernoulli_leaves)
 
 

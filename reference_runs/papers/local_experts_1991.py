@@ -78,5 +78,5 @@ if __name__ == "__main__":
     record("one_case", seed=1, N=1, D=4, E=3, O=3)
     record("one_expert", seed=2, N=5, D=3, E=1, O=2)
     record("many_experts", seed=3, N=6, D=5, E=16, O=1)
-    record("far_targets", seed=4, N=6, D=3, E=4, O=2, far=1000.0)       # exp(-q / 2) is 0 throughout
+    record("far_targets", seed=4, N=6, D=3, E=4, O=2, far=1000.0)       # exp(-q / 2) is 0
     record("extreme_logits", seed=5, N=6, D=3, E=4, O=2, long=1000.0)   # a p of exactly 0
