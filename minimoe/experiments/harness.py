@@ -109,6 +109,21 @@ def spread(values, digits=0):
     return f"{values.mean():.{digits}f} ({deviation})"
 
 
+# -- Figures -------------------------------------------------------------------------------------
+
+def panels(titles, columns, size, title):
+    """A Figure of panels in rows, each with a letter and a title; the Figure and its axes."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    figure.suptitle(title, fontsize=15, x=0.01, ha="left", weight="bold")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    axes = figure.subplots(math.ceil(len(titles) / columns), columns, squeeze=False).ravel()
+    for letter, axis, name in zip("ABCDEFGHI", axes, titles):
+        axis.set_title(f"{letter}.  {name}", loc="left", fontsize=11)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
 # -- In print ------------------------------------------------------------------------------------
 
 def text(outcome, width=None):
