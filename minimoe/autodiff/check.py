@@ -4,21 +4,30 @@
 
 The function is seen three ways: on Tensors (the vjp under test), on plain arrays, and on complex
 arrays, where f(x + ih v) carries its own derivative along v in the imaginary part, free of
-cancellation. A function that is not analytic, or refuses complex numbers, is held to differences.
+cancellation (W. Squire and G. Trapp, SIAM Review 40(1):110-112, 1998).
+
+A complex step is believed only where finite differences on both sides agree with it, as far as they
+can tell: it is blind to kinks and jumps, and wrong for a function that is not analytic or drops the
+imaginary part. Such a function, or one that refuses complex numbers, is held to the differences
+themselves. From without, neither the length on which a function bends nor the rounding inside it is
+known; so differences are taken with steps of all sizes, and each says how far it may be off.
 """
 import warnings
+from functools import partial
+from typing import Any, Callable, NamedTuple
 
 import numpy
 
 from minimoe import tree
 from minimoe.autodiff.tensor import Tensor, pullback
-from minimoe.backend import namespace, to_numpy
+from minimoe.backend import is_array, namespace, to_numpy
 
-COMPLEX_STEP = 1e-30       # vanishes beside 1 when squared, so the step has no truncation error
-DIFFERENCE_STEP = 1e-5     # where rounding and truncation of a second-order difference meet
+COMPLEX_STEP = 1e-30        # vanishes beside 1 when squared, so the step has no truncation error
+STEPS = 0.25 ** numpy.arange(2, 21)    # of differences, in units of the entries: 0.06 to 1e-12
+EPS = 2.0 ** -52
 ANALYTIC_TOLERANCE = 1e-13
 DIFFERENCE_TOLERANCE = 1e-6
-ENTRIES_SEARCHED = 2000    # for the worst entry, once a check has failed
+ENTRIES_SEARCHED = 1000     # one by one for the worst, once a check has failed
 
 
 class VjpError(AssertionError):
@@ -29,46 +38,50 @@ def check_vjp(f, *args, rng, side=0):
     """Hold the vjp of ``f`` at ``args`` to its derivative; return the largest relative error.
 
     ``args`` are float64 arrays or trees of them; ``f`` takes them as arrays, Tensors or complex
-    arrays and returns one array. For each argument a random direction v and a random cotangent g
-    are drawn from ``rng``, and <pullback(g), v> is compared with <g, df/dx v>: within 1e-13 of its
-    terms by complex step where ``f`` is analytic, within 1e-6 by differences where it is not. At a
-    kink give ``side``: +1 compares with the derivative from above, -1 with that from below, entry
-    by entry (the direction is positive).
+    arrays and returns one array. For each array among them a random direction v, in units of its
+    entries, and a random cotangent g are drawn from ``rng``, and <pullback(g), v> is compared with
+    <g, df/dx v>: within 1e-13 of their terms by complex step where ``f`` is analytic, within 1e-6
+    by differences where it is not. At a kink give ``side``: +1 compares with the derivative from
+    above, -1 with that from below, entry by entry (the direction is positive).
+
+    An error that rounding explains is let pass: 1e-15 of <|g|, |f|>, and what changing the
+    arguments by a few eps does to the derivative. What ``stop_gradient`` hides is part of the
+    function here: a vjp that ignores a smooth dependence is rejected, so hand the stopped value in
+    as a constant.
 
     VjpError for a value that differs between arrays and Tensors, inputs or cotangents that were
-    written into, a vjp that is not finite or not linear in g, a kink where none was announced, and
-    a wrong derivative: it names the argument and the worst entry. TypeError for arguments that
-    are not float64, or a function that does not return a Tensor when given Tensors.
+    written into, a vjp that is not finite, not linear in g or another when called again, a kink or
+    jump where none was announced, and a wrong derivative: it names the argument and the worst
+    entry. TypeError for arguments that are not float64, or a function that does not return a
+    float64 array for arrays and a Tensor for Tensors. ValueError where they are not finite, or
+    there is nothing to check.
     """
     leaves = _named(args)
-    for name, x in leaves.items():
-        if getattr(x, "dtype", None) != "float64":
-            raise TypeError(f"check_vjp: arguments must be float64 arrays; {name} is "
-                            f"{getattr(x, 'dtype', type(x).__name__)}")
+    _check_arguments(leaves)
     before = {name: to_numpy(x).copy() for name, x in leaves.items()}
-    value = f(*args)
-    move = namespace(value).asarray
-    g = move(rng.standard_normal(value.shape))
-    flows = _pulled_back(f, args, value, g)
+    value = _value(f, args)
+    g = namespace(value).asarray(rng.standard_normal(value.shape))
+    flows = _checked_flows(f, args, value, g)
     for name, x in leaves.items():
-        if not numpy.array_equal(to_numpy(x), before[name], equal_nan=True):
+        if not numpy.array_equal(to_numpy(x), before[name]):
             raise VjpError(f"check_vjp: {name} was written into")
 
     worst = 0.0
-    for (name, x), flow in zip(leaves.items(), flows):
-        v = rng.standard_normal(x.shape)
-        v = move(numpy.abs(v) + 0.1 if side else v)
-        derivative, tolerance = _derivative(f, args, name, v, g, side)
-        terms = flow * v
-        scale = max(float(abs(terms).sum()), abs(derivative),
-                    1e-2 * float(abs(g * value).sum()), 1e-300)
-        error = abs(float(terms.sum()) - derivative) / scale
-        if not error <= tolerance:
-            raise VjpError(f"check_vjp: {name}: relative error {error:.1e}, allowed "
-                           f"{tolerance:.0e}; {_worst_entry(f, args, name, x, flow, g, side)}")
-        worst = max(worst, error)
+    for name, x in leaves.items():
+        line = _Line(f, args, name, value, g, flows[name], _direction(x, rng, side))
+        method, tolerance = _method(line, side)
+        derivative, doubt = method(line)
+        error, scale = abs(line.found - derivative), line.terms + 1e-2 * line.size + 1e-300
+        if error > tolerance * scale and method is _by_complex_step:
+            doubt = _rounding(line, derivative, rng)
+        if not error <= tolerance * scale + doubt:
+            raise VjpError(f"check_vjp: {name}: relative error {error / scale:.1e}, allowed "
+                           f"{tolerance:.0e}; {_worst_entry(line, method)}")
+        worst = max(worst, error / max(scale, doubt / tolerance))
     return worst
 
+
+# -- The vjp -------------------------------------------------------------------------------------
 
 def _named(args):
     """Leaves of the arguments by name: ``argument 0``, or ``argument 0 (w_in)`` inside a tree."""
@@ -79,74 +92,217 @@ def _named(args):
     return named
 
 
-def _pulled_back(f, args, value, g):
-    """The vjp's answer for each leaf, once it has shown that it is one: repeatable, linear, finite."""
-    tensors = tree.map(Tensor, args)
-    out = f(*tensors)
-    if not isinstance(out, Tensor):
-        raise TypeError(f"check_vjp: given Tensors, the function must return one; "
-                        f"got {type(out).__name__}")
-    if not numpy.array_equal(to_numpy(out.array), to_numpy(value), equal_nan=True):
-        raise VjpError("check_vjp: the value on Tensors differs from the value on arrays")
+def _check_arguments(leaves):
+    if not leaves:
+        raise ValueError("check_vjp: needs at least one array to differentiate by; got none")
+    for name, x in leaves.items():
+        if not is_array(x) or x.dtype != "float64":
+            raise TypeError(f"check_vjp: arguments must be float64 arrays; {name} is "
+                            f"{x.dtype if is_array(x) else type(x).__name__}")
+        if not numpy.isfinite(to_numpy(x)).all():
+            raise ValueError(f"check_vjp: arguments must be finite; {name} is not")
+
+
+def _value(f, args):
+    """The function's value on arrays."""
+    value = f(*args)
+    if not is_array(value) or value.dtype != "float64":
+        raise TypeError(f"check_vjp: given arrays, the function must return a float64 array; "
+                        f"got {value.dtype if is_array(value) else type(value).__name__}")
+    if not numpy.isfinite(to_numpy(value)).all():
+        raise ValueError("check_vjp: the function's value must be finite; it is not")
+    return value
+
+
+def _checked_flows(f, args, value, g):
+    """What the vjp gives each leaf, once it has shown that it is finite, linear and repeatable."""
     kept = to_numpy(g).copy()
-    flows = tree.leaves(pullback(out, g, tensors))
+    out, flows = _pulled_back(f, args, g)
+    if out.shape != value.shape or not _near(out.array, value):
+        raise VjpError("check_vjp: the value on Tensors differs from the value on arrays")
     if not numpy.array_equal(to_numpy(g), kept):
         raise VjpError("check_vjp: the vjp wrote into its cotangent")
-    scaled = tree.leaves(pullback(out, -2 * g, tensors))     # exact in floating point, if linear
-    for name, flow, twice in zip(_named(args), flows, scaled):
+    for name, flow in flows.items():
         if not numpy.isfinite(to_numpy(flow)).all():
             raise VjpError(f"check_vjp: {name}: the vjp is not finite")
-        if not numpy.array_equal(to_numpy(twice), to_numpy(-2 * flow)):
+    _, again = _pulled_back(f, args, -2 * g)      # exact in floating point
+    for name, flow in flows.items():
+        if not _near(again[name], -2 * flow):
             raise VjpError(f"check_vjp: {name}: the vjp is not linear in its cotangent, "
                            f"or changes from call to call")
     return flows
 
 
-def _derivative(f, args, name, v, g, side):
-    """<g, df/dx v> for the leaf ``name``, and how far a vjp may be from it."""
-    def along(step):
-        return f(*_replace(args, name, lambda x: x + step * v))
+def _pulled_back(f, args, g):
+    """The function's value on Tensors, and the cotangents of their leaves by name."""
+    tensors = tree.map(Tensor, args)
+    out = f(*tensors)
+    if not isinstance(out, Tensor):
+        raise TypeError(f"check_vjp: given Tensors, the function must return one; "
+                        f"got {type(out).__name__}")
+    return out, dict(zip(_named(args), tree.leaves(pullback(out, g, tensors))))
 
-    def difference(sign):
-        """Second-order, to one side: what a smooth function and a kink both allow."""
-        h = sign * DIFFERENCE_STEP * size
-        return float((g * (4 * along(h) - along(2 * h) - 3 * f(*args))).sum()) / (2 * h)
 
-    size = max(1.0, float(abs(_named(args)[name]).max())) if v.size else 1.0
+def _near(a, b):
+    """Equal but for the order of summing, which a GPU does not keep."""
+    a, b = to_numpy(a), to_numpy(b)
+    return numpy.allclose(a, b, rtol=0, atol=1e-12 * abs(b).max(initial=0))
+
+
+# -- The derivative ------------------------------------------------------------------------------
+
+class _Line(NamedTuple):
+    """The function along a line through one leaf of its arguments, t -> f(x + t v)."""
+
+    f: Callable
+    args: tuple
+    name: str    # of the leaf
+    value: Any   # f(x)
+    g: Any       # cotangent
+    flow: Any    # what the vjp made of it
+    v: Any
+
+    def at(self, t):
+        names = iter(_named(self.args))
+        return self.f(*tree.map(
+            lambda x: x + t * self.v if next(names) == self.name else x, self.args))
+
+    @property
+    def found(self):
+        """<pullback(g), v>, under test."""
+        return float((self.flow * self.v).sum())
+
+    @property
+    def terms(self):
+        return float(abs(self.flow * self.v).sum())
+
+    @property
+    def size(self):
+        """<|g|, |f|>: a few eps of it are lost in computing f."""
+        return float(abs(self.g * self.value).sum())
+
+
+class _Slopes(NamedTuple):
+    """Estimates of one derivative, each with how far it may be off."""
+
+    values: numpy.ndarray
+    doubts: numpy.ndarray
+
+    def finest(self):
+        """What the smallest steps say, narrowed by larger ones until one contradicts them."""
+        low, high = -numpy.inf, numpy.inf
+        for value, doubt in reversed(list(zip(*self))):
+            if value - doubt > high or value + doubt < low:
+                break
+            low, high = max(low, value - doubt), min(high, value + doubt)
+        return (low + high) / 2, (high - low) / 2
+
+    def candidates(self):
+        """The finest estimate; and the surest, should rounding have flattened small steps."""
+        sure = self.doubts <= 10 * self.doubts.min()
+        return [self.finest(), *zip(self.values[sure], self.doubts[sure])]
+
+    def nearest(self, other):
+        """The candidate that ``other`` lies furthest within the doubt of, or least beyond."""
+        return min(self.candidates(), key=lambda estimate: abs(estimate[0] - other) - estimate[1])
+
+    def allow(self, other, doubt=0.0):
+        value, own = self.nearest(other)
+        return abs(value - other) <= own + doubt
+
+
+def _direction(x, rng, side):
+    """A random direction in units of the entries of x, or of 1 where they are 0."""
+    xp = namespace(x)
+    v = rng.standard_normal(x.shape)
+    return xp.asarray(abs(v) + 0.1 if side else v) * _units(x)
+
+
+def _units(x):
+    return namespace(x).where(x == 0, 1.0, abs(x))
+
+
+def _method(line, side):
+    """What finds the derivative along a line, and how near to it a vjp must come."""
     if side:
-        return difference(side), DIFFERENCE_TOLERANCE
-    above, below = difference(1), difference(-1)
-    middle = (above + below) / 2
-    scale = max(abs(above), abs(below), float(abs(g * f(*args)).sum()))
-    if not abs(above - below) <= 1e-3 * scale:
-        raise VjpError(f"check_vjp: {name}: the function has a kink or a jump here "
-                       f"(slopes {below:.6g} and {above:.6g}); move away, or give a side")
+        return partial(_by_differences, sides=(side,)), DIFFERENCE_TOLERANCE
+    above, below = _slopes(line, 1), _slopes(line, -1)
+    exact, _ = _by_complex_step(line)
+    if above.allow(exact) and below.allow(exact):
+        return _by_complex_step, ANALYTIC_TOLERANCE
+    if not any(above.allow(*estimate) for estimate in below.candidates()):
+        raise VjpError(f"check_vjp: {line.name}: the function has a kink or a jump here (slopes "
+                       f"{below.finest()[0]:.6g} and {above.finest()[0]:.6g}); "
+                       f"move away, or give a side")
+    return partial(_by_differences, sides=(1, -1)), DIFFERENCE_TOLERANCE
+
+
+def _by_complex_step(line):
+    """<g, df/dx v>, and how far it may be off; NaN for a function that refuses complex numbers."""
     try:
-        with warnings.catch_warnings():
+        with numpy.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("error", numpy.exceptions.ComplexWarning)
-            moved = along(1j * COMPLEX_STEP)
-    except (TypeError, numpy.exceptions.ComplexWarning):
-        return middle, DIFFERENCE_TOLERANCE
-    exact = float((g * moved.imag).sum()) / COMPLEX_STEP
-    if abs(exact - middle) <= 1e-4 * scale:
-        return exact, ANALYTIC_TOLERANCE
-    return middle, DIFFERENCE_TOLERANCE      # not analytic: the imaginary part is no derivative
+            moved = line.at(1j * COMPLEX_STEP)
+    except (TypeError, ValueError, numpy.exceptions.ComplexWarning):
+        return numpy.nan, 0.0
+    return float((line.g * moved.imag).sum()) / COMPLEX_STEP, 0.0
 
 
-def _replace(args, name, change):
-    """The arguments with one leaf changed."""
-    names = iter(_named(args))
-    return tree.map(lambda x: change(x) if next(names) == name else x, args)
+def _by_differences(line, sides):
+    """The same by differences: of those that may be right, the nearest to what the vjp found."""
+    values, doubts = zip(*(_slopes(line, side).nearest(line.found) for side in sides))
+    return sum(values) / len(sides), sum(doubts) / len(sides)
 
 
-def _worst_entry(f, args, name, x, flow, g, side):
-    """Where in the argument the vjp is furthest from the derivative."""
-    worst = (-1.0, "")
-    for place in list(numpy.ndindex(x.shape))[:ENTRIES_SEARCHED]:
-        unit = numpy.zeros(x.shape)
-        unit[place] = 1
-        derivative, _ = _derivative(f, args, name, namespace(x).asarray(unit), g, side)
-        distance = abs(float(flow[place]) - derivative)
-        worst = max(worst, (distance, f"worst at {place}: vjp {float(flow[place]):.6g}, "
-                                      f"derivative {derivative:.6g}"))
-    return worst[1]
+def _slopes(line, side):
+    """The derivative to one side, by second-order differences with ever smaller steps.
+
+    Each may be off by what it differs from those before it, and by rounding.
+    """
+    with numpy.errstate(all="ignore"):
+        rises = [float((line.g * (line.at(side * h) - line.value)).sum()) for h in STEPS]
+        first_order = side * numpy.array(rises) / STEPS
+        values = (4 * first_order[1:] - first_order[:-1]) / 3
+        changes = abs(numpy.diff(values))
+        doubts = (numpy.maximum(changes[1:], changes[:-1])
+                  + 8 * EPS * (line.terms + line.size) / STEPS[3:])
+    return _Slopes(values[2:], numpy.where(numpy.isfinite(doubts), doubts, numpy.inf))
+
+
+def _rounding(line, derivative, rng):
+    """How far either derivative may be off, seen by changing all arguments by a few eps."""
+    changes = []
+    for _ in range(4):
+        args = tree.map(lambda x: x * (1 + 4 * EPS * namespace(x).asarray(
+            rng.choice([-1.0, 1.0], x.shape))), line.args)
+        flow = _pulled_back(line.f, args, line.g)[1][line.name]
+        near = line._replace(args=args, flow=flow)
+        changes += [abs(near.found - line.found), abs(_by_complex_step(near)[0] - derivative)]
+    return 10 * float(numpy.max(changes))
+
+
+def _worst_entry(line, method):
+    """Where in the argument the vjp is furthest from the derivative.
+
+    Where there are many entries, it is sought in the half that does worse, and again in its half.
+    """
+    v = to_numpy(line.v)
+
+    def along(places):
+        part = numpy.zeros(v.size)
+        part[places] = v.ravel()[places]
+        part = line._replace(v=namespace(line.v).asarray(part.reshape(v.shape)))
+        return part.found, method(part)[0]
+
+    def error(places):
+        found, derivative = along(places)
+        return abs(found - derivative)
+
+    places = numpy.arange(v.size)
+    while places.size > ENTRIES_SEARCHED:
+        places = max(numpy.array_split(places, 2), key=error)
+    place = max(places, key=lambda place: error(place) / abs(v.flat[place]))
+    found, derivative = along(place)
+    step = v.flat[place]
+    where = tuple(int(i) for i in numpy.unravel_index(place, v.shape))
+    return f"worst at {where}: vjp {found / step:.6g}, derivative {derivative / step:.6g}"

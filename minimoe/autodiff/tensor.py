@@ -10,31 +10,40 @@ after it.
     array([2., 4., 6.])
 """
 from functools import wraps
+from inspect import signature
+from itertools import count
+from operator import attrgetter
 
 from minimoe import tree
 from minimoe.backend import is_array, namespace
+
+
+_next_number = count().__next__
+_number = attrgetter("number")
 
 
 class Tensor:
     """An array (float32 or float64) with its place in the record of a computation.
 
     ``array`` is the value, ``parents`` the Tensors it was computed from, ``vjp`` what carries a
-    cotangent back to them (see ``op``). All three are set once. The operators and the methods
-    that arrays have too (``sum``, ``reshape``, ``T``, ...) are attached in ``minimoe.ops``.
+    cotangent back to them (see ``op``), ``number`` counts Tensors as they are made. All are set
+    once. The operators and the methods that arrays have too (``sum``, ``reshape``, ``T``, ...) are
+    attached in ``minimoe.ops``.
 
     TypeError for anything but an array of floats: what cannot carry a gradient is not a Tensor.
     """
 
-    __slots__ = ("array", "parents", "vjp")
+    __slots__ = ("array", "parents", "vjp", "number")
     __array_ufunc__ = None     # so that ``ndarray * Tensor`` is left to the Tensor
     __hash__ = object.__hash__   # comparisons compare values; a Tensor's identity is itself
 
     def __init__(self, array, parents=(), vjp=None):
         if not parents:
-            _check_floating(array)
+            _check_floating("Tensor", array)
         self.array = array
         self.parents = parents
         self.vjp = vjp
+        self.number = _next_number()
 
     @property
     def shape(self):
@@ -61,16 +70,27 @@ class Tensor:
     def __bool__(self):
         raise TypeError("Tensor: has no truth value; compare it first, which gives plain booleans")
 
+    def __array__(self, *args, **settings):
+        raise TypeError("Tensor: is not an array; call a function of minimoe.ops, or take .array")
+
     def __repr__(self):
         return f"Tensor({self.array!r})"
 
 
-def _check_floating(array):
+def _check_floating(name, array):
     if not is_array(array):
-        raise TypeError(f"Tensor: needs a floating-point array; got {type(array).__name__}")
+        raise TypeError(f"{name}: needs a floating-point array; got {type(array).__name__}")
     if array.dtype not in ("float32", "float64"):
-        raise TypeError(f"Tensor: needs a floating-point array (float32 or float64); "
+        raise TypeError(f"{name}: needs a floating-point array (float32 or float64); "
                         f"got {array.dtype}")
+
+
+def _check_recorded(name, out):
+    if not isinstance(out, Tensor):
+        raise TypeError(f"{name}: needs a Tensor computed from the parameters; "
+                        f"got {type(out).__name__}, on which nothing was recorded")
+    if out.dtype not in ("float32", "float64"):
+        raise TypeError(f"{name}: needs a Tensor of float32 or float64; got {out.dtype}")
 
 
 def stop_gradient(x):
@@ -89,10 +109,13 @@ def op(forward):
     Arrays are positional, settings keyword-only. ``vjp`` is a tuple with one function for each
     array, from the cotangent of the value to that array's, ``None`` where there is none; what a
     function mentions is kept for the backward pass, nothing else is. Where the cotangents share
-    their work, ``vjp`` is instead one function that returns all of them. Neither may write into
-    the cotangent it is given.
+    their work, ``vjp`` is instead one function that returns a tuple of them. Neither may write
+    into the cotangent it is given; what comes back larger than an array that was broadcast is
+    summed to its shape by ``pullback``.
+
+    TypeError for a Tensor given by keyword, or a ``vjp`` that does not fit the arrays.
     """
-    if forward.__code__.co_argcount == 2 and not forward.__code__.co_kwonlyargcount:
+    if _takes_two_arrays(forward):
         return _op_of_two(forward)
 
     @wraps(forward)
@@ -104,6 +127,10 @@ def op(forward):
                 parents.append(a)
             else:
                 arrays.append(a)
+        for name, setting in settings.items():
+            if type(setting) is Tensor:
+                raise TypeError(f"{forward.__name__}: arrays are positional; "
+                                f"got a Tensor as {name}")
         try:
             value, vjp = forward(*arrays, **settings)
         except TypeError:
@@ -111,6 +138,8 @@ def op(forward):
             raise
         if not parents:
             return value
+        if type(vjp) is tuple and len(vjp) != len(args):
+            raise _misfit(forward, vjp, len(args))
         if len(parents) < len(args):
             if type(vjp) is tuple:
                 vjp = tuple([f for a, f in zip(args, vjp) if type(a) is Tensor])
@@ -121,33 +150,52 @@ def op(forward):
     return apply
 
 
+def _takes_two_arrays(forward):
+    parameters = signature(forward).parameters.values()
+    return len(parameters) == 2 and all(
+        p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty for p in parameters)
+
+
 def _op_of_two(forward):
-    """``op`` for two arrays and no settings, which graphs are full of: the same, in half the time."""
+    """``op`` for two arrays and no settings, which graphs are full of: the same, quicker."""
     @wraps(forward)
-    def apply(a, b):
-        if type(a) is Tensor:
-            if type(b) is Tensor:
-                value, vjp = forward(a.array, b.array)
-                return Tensor(value, (a, b), vjp)
-            value, (vjp, _) = forward(a.array, b)
-            return Tensor(value, (a,), (vjp,))
-        if type(b) is Tensor:
-            value, (_, vjp) = forward(a, b.array)
-            return Tensor(value, (b,), (vjp,))
-        return forward(a, b)[0]
+    def apply(a, b, /):
+        first, second = type(a) is Tensor, type(b) is Tensor
+        try:
+            value, vjp = forward(a.array if first else a, b.array if second else b)
+        except TypeError:
+            namespace(stop_gradient(a), stop_gradient(b))
+            raise
+        if not (first or second):
+            return value
+        if type(vjp) is not tuple:
+            return Tensor(value, (a if first else None, b if second else None), vjp)
+        if len(vjp) != 2:
+            raise _misfit(forward, vjp, 2)
+        if first and second:
+            return Tensor(value, (a, b), vjp)
+        return Tensor(value, (a,), vjp[:1]) if first else Tensor(value, (b,), vjp[1:])
 
     return apply
+
+
+def _misfit(forward, vjp, n):
+    return TypeError(f"{forward.__name__}: a vjp has one function for each positional array; "
+                     f"got {len(vjp)} for {n}")
 
 
 def pullback(out, g, params):
     """Cotangents of ``params``, given the cotangent ``g`` of ``out``.
 
-    ``params`` is a tree of Tensors, leaves or results of operations; ``g`` is shaped like ``out``.
-    Returns the same tree of arrays: zeros for a parameter that ``out`` does not depend on.
+    ``params`` is a tree of Tensors, leaves or results of operations; ``g`` is an array of floats
+    shaped like ``out``. Returns the same tree of arrays, each in its parameter's dtype: zeros where
+    ``out`` does not depend on it. They share no memory with ``g`` or with one another.
     """
-    if not isinstance(out, Tensor):
-        raise TypeError(f"pullback: needs a Tensor computed from the parameters; "
-                        f"got {type(out).__name__}, on which nothing was recorded")
+    _check_recorded("pullback", out)
+    if isinstance(g, Tensor):
+        raise TypeError("pullback: first order only: the cotangent must be an array, not a Tensor")
+    _check_floating("pullback: the cotangent", g)
+    namespace(out.array, g)
     if g.shape != out.shape:
         raise ValueError(f"pullback: the cotangent must be shaped like the output, {out.shape}; "
                          f"got {g.shape}")
@@ -155,50 +203,78 @@ def pullback(out, g, params):
         if not isinstance(p, Tensor):
             raise TypeError(f"pullback: parameters must be Tensors; "
                             f"{name or 'params'} is {type(p).__name__}")
+    g = g.astype(out.dtype, copy=False)
     found = _backward(out, g, set(tree.leaves(params)))
-    return tree.map(
-        lambda p: (found[p].astype(p.dtype, copy=False) if p in found
-                   else namespace(p.array).zeros_like(p.array)), params)
+    held = {id(g)}
+
+    def own(p):
+        xp = namespace(p.array)
+        if p not in found:
+            return xp.zeros_like(p.array)
+        flow = found[p]
+        if id(flow) in held or not flow.flags.owndata:
+            flow = flow.copy()
+        held.add(id(found[p]))
+        return xp.asarray(flow, dtype=p.dtype)
+
+    return tree.map(own, params)
 
 
 def _backward(out, g, wanted):
     """The cotangent of each wanted Tensor that ``out`` was computed from."""
-    uses = _count_uses(out)
-    partial, summed, found = {}, set(), {}
-    ready = [(out, g)]      # every use of these has paid in; a cotangent is dropped once used
-    while ready:
-        node, g = ready.pop()
-        parents, vjp = node.parents, node.vjp
-        if node in wanted and g is not None:
-            found[node] = g
+    cotangents, summed, found = {out: g}, set(), {}
+    for node in _newest_first(out):
+        g = cotangents.pop(node, None)      # dropped once used
         if g is None:
-            vjp = (None,) * len(parents)
-        elif type(vjp) is not tuple:
-            vjp = [lambda _, flow=flow: flow for flow in vjp(g)] if parents else ()
-        for parent, f in zip(parents, vjp):
-            if parent is None:
+            continue
+        if node in wanted:
+            found[node] = g
+        if not node.parents:
+            continue
+        apart = type(node.vjp) is tuple
+        for parent, flow in zip(node.parents, node.vjp if apart else _all_at_once(node, g)):
+            if apart and flow is not None:
+                flow = flow(g)
+            if flow is None or parent is None:
                 continue
-            flow = f and f(g)
-            if flow is not None and flow.shape != parent.array.shape:
+            if flow.shape != parent.array.shape:
                 flow = _sum_to_shape(flow, parent.array.shape)
-            if parent in partial:
-                before = partial.pop(parent)
-                if flow is None:
-                    flow = before
-                elif parent in summed:     # a sum made here, which nobody else holds
-                    before += flow
-                    flow = before
-                else:
-                    flow = before + flow
-                    summed.add(parent)
-            left = uses[parent]
-            if left == 1:
-                ready.append((parent, flow))
+            before = cotangents.get(parent)
+            if before is None:
+                cotangents[parent] = flow
+            elif parent in summed and before.dtype == flow.dtype:
+                before += flow              # a sum made here, which nobody else holds
+                cotangents[parent] = before
             else:
-                uses[parent] = left - 1
-                if flow is not None:
-                    partial[parent] = flow
+                cotangents[parent] = before + flow
+                summed.add(parent)
     return found
+
+
+def _newest_first(out):
+    """``out`` and all Tensors that it was computed from, each before those that it came from.
+
+    The order in which they were made, reversed: where an operation is the last to have used
+    something, its cotangent is complete first and need not wait. No recursion: graphs are deep.
+    """
+    behind, seen = [out], {out, None}
+    for node in behind:                     # which grows
+        for parent in node.parents:
+            if parent not in seen:
+                seen.add(parent)
+                behind.append(parent)
+    behind.sort(key=_number, reverse=True)
+    return behind
+
+
+def _all_at_once(node, g):
+    """What a vjp that is one function gives, once it is seen to be one for each argument."""
+    flows = node.vjp(g)
+    if not isinstance(flows, (tuple, list)) or len(flows) != len(node.parents):
+        got = len(flows) if isinstance(flows, (tuple, list)) else type(flows).__name__
+        raise TypeError(f"pullback: a vjp gives a tuple, one cotangent for each of "
+                        f"{len(node.parents)} arguments; got {got}")
+    return flows
 
 
 def _sum_to_shape(flow, shape):
@@ -211,32 +287,16 @@ def _sum_to_shape(flow, shape):
     return flow.sum(axis=(*range(lacked), *stretched)).reshape(shape)
 
 
-def _count_uses(out):
-    """How many times each Tensor behind ``out`` enters an operation. No recursion: graphs are deep."""
-    uses = {}
-    stack = [out]
-    while stack:
-        for parent in stack.pop().parents:
-            if parent in uses:
-                uses[parent] += 1
-            elif parent is not None:
-                uses[parent] = 1
-                stack.append(parent)
-    return uses
-
-
 def grad(loss, params):
     """Gradient of the scalar ``loss`` with respect to ``params``: a tree of arrays like theirs."""
-    if isinstance(loss, Tensor) and loss.shape != ():
+    _check_recorded("grad", loss)
+    if loss.shape != ():
         raise ValueError(f"grad: the loss must be a scalar; got shape {loss.shape}")
-    if not isinstance(loss, Tensor):
-        raise TypeError(f"grad: needs a Tensor computed from the parameters; "
-                        f"got {type(loss).__name__}, on which nothing was recorded")
     return pullback(loss, namespace(loss.array).ones_like(loss.array), params)
 
 
 def value_and_grad(f, params, *args):
-    """``f(params, *args)``, a scalar, and its gradient with respect to ``params``, a tree of arrays.
+    """``f(params, *args)``, a scalar, and its gradient with respect to ``params``, a tree like it.
 
     Returns (an array, a tree of arrays like ``params``). ``args`` are handed on as they are.
     """
