@@ -51,7 +51,8 @@ def gelu(x):
 def gelu_tanh(x):
     """0.5 x (1 + tanh(u)), u = sqrt(2 / pi) (x + 0.044715 x^3) (arXiv:1606.08415v5, Section 2).
 
-    Computed as x sigmoid(2 u), which is the same and does not cancel in the lower tail.
+    Computed as x sigmoid(2 u), which is the same and does not cancel in the lower tail; there the
+    relative error is that of u times the size of u.
     """
     xp = namespace(x)
     t = xp.clip(x, -40, 40)

@@ -51,7 +51,7 @@ def log_normal_cdf(x):
     y = xp.asarray(xp.log1p(-normal_cdf(-xp.maximum(x, -1))))
     tail = x.real < -1
     t = x[tail]
-    y[tail] = xp.log(_over_bell(t)) - t * t / 2
+    y[tail] = xp.log(_over_bell(xp.maximum(t, -1e30))) - t * t / 2
     return y, lambda g: (g / (_over_bell(x) * math.sqrt(2 * math.pi)),)
 
 

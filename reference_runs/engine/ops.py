@@ -34,7 +34,7 @@ def run(name):
         floating = {key: x.requires_grad_() for key, x in tensors.items() if x.is_floating_point()}
         value = function(*tensors.values(), **set_)
         cotangent = torch.from_numpy(np.array(rng.standard_normal(value.shape))).to(value.dtype)
-        if name == "round_to_bfloat16":     # PyTorch would round the cotangent; there is nothing left
+        if name == "round_to_bfloat16":     # PyTorch would round the cotangent, too
             cotangent = cotangent.bfloat16().float()
         gradients = torch.autograd.grad(value, list(floating.values()), cotangent)
         inputs |= {f"{i}.{key}": x for key, x in tensors.items()} | {f"{i}.cotangent": cotangent}
