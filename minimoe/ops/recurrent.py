@@ -63,6 +63,7 @@ def lstm_recurrence(z, hidden, cell, w_hidden):
         to_z[:, :, 3 * H:] *= tanh_c
         h_to_c = (1 - tanh_c * tanh_c) * o
         by_gate = to_z.reshape(S, B, 4, H)
+        back = xp.ascontiguousarray(w_hidden.T)    # a few rows times this are quicker than times .T
         to_c, to_h = flow[S].copy(), xp.zeros((B, H), flow.dtype)
         for t in reversed(range(S)):
             to_h += flow[t]
@@ -70,7 +71,7 @@ def lstm_recurrence(z, hidden, cell, w_hidden):
             by_gate[t, :, :3] *= to_c[:, None]
             by_gate[t, :, 3] *= to_h
             to_c *= f[t]
-            xp.matmul(to_z[t], w_hidden.T, out=to_h)
+            xp.matmul(to_z[t], back, out=to_h)
         to_w_hidden = h[:S].reshape(-1, H).T @ to_z.reshape(-1, 4 * H)    # all steps at once
         return to_z, to_h, to_c, to_w_hidden
 
