@@ -21,8 +21,7 @@ def matmul(a, b):
         return g[..., None, :] if a.ndim == 1 else g
 
     def to_a(g):
-        flow = _times(as_matrices(g), columns.swapaxes(-1, -2))
-        return flow[..., 0, :] if a.ndim == 1 else flow
+        return _times(as_matrices(g), columns.swapaxes(-1, -2))     # a row's extra axis is summed
 
     def to_b(g):
         g = as_matrices(g)

@@ -30,4 +30,6 @@ def test_log_gamma_below_0(move, rng):
     reflected = np.log(np.pi / np.abs(np.sin(np.pi * x))) - to_numpy(ops.log_gamma(move(1 - x)))
     assert to_numpy(ops.log_gamma(move(x))) == pytest.approx(reflected, rel=1e-12)
     assert to_numpy(ops.log_gamma(move(np.array([0.0, -1.0, -2.0])))).tolist() == [np.inf] * 3
+    tiny = np.array([1e-310, -1e-310, 5e-324, -5e-324])         # 1 / x is no float
+    assert to_numpy(ops.log_gamma(move(tiny))) == pytest.approx(-np.log(np.abs(tiny)), rel=1e-15)
     check_vjp(ops.log_gamma, move(x[:4]), rng=rng)
