@@ -5,7 +5,7 @@ Computation 6:181-214, 1994. The paper writes its equations for two levels; here
 number of levels, and all nodes of a level are one array.
 
     here             paper          meaning
-    N, D, O          t, m, n        cases, width of an input (its constant 1 included), of an output
+    N, D, O          t, --, --      cases, width of an input (its constant 1 included), of an output
     nodes, branches  i, j           of one level: its gates, and the choices that each of them has
     leaves           ij             experts; numbered from left to right, the last level fastest
     x, y             x, y           input and target; d in 1991
@@ -122,6 +122,12 @@ def log_paths(log_branches):
     return tuple(paths)
 
 
+def _of_leaves(paths):
+    """The last level's. per level [N, nodes, branches] -> [N, leaves]"""
+    *shape, nodes, branches = paths[-1].shape
+    return paths[-1].reshape(*shape, nodes * branches)
+
+
 def _check_tree(params, x):
     if x.ndim != 2 or 0 in x.shape or (x != x).any():
         raise ValueError(f"hierarchical: x must be of shape [N, D], neither of them 0, and free of "
@@ -228,7 +234,7 @@ def expected_complete_log_likelihood(log_gates, log_density, h):
     per level [N, nodes, branches], [N, leaves], per level [N, nodes, branches] -> [N]
     """
     h = [stop_gradient(level) for level in h]
-    q = (h[-1].reshape(log_density.shape) * log_density).sum(axis=-1)
+    q = (_of_leaves(h) * log_density).sum(axis=-1)
     for level, log_g in zip(h, log_gates):
         q = q + (level * log_g).sum(axis=-1).sum(axis=-1)
     return q
@@ -246,13 +252,13 @@ def gradients(params, x, y, leaf):
     log_h = log_posteriors(*terms)
     paths = tree.map(ops.exp, log_paths(log_h))
     w_gates = tuple(
-        _sum_over_cases(x, path.sum(axis=-1)[..., None] * (ops.exp(h) - ops.exp(g)))   # (2.15-16)
-        for path, h, g in zip(paths, log_h, terms[0]))
-    h = paths[-1].reshape(terms[1].shape)                              # [N, leaves]
+        _sum_over_cases(x, path.sum(axis=-1)[..., None] * (ops.exp(h) - ops.exp(g)))
+        for path, h, g in zip(paths, log_h, terms[0]))                 # (2.15), (2.16)
+    h = _of_leaves(paths)                                              # [N, leaves]
     eta = linear_outputs(x, params.w_leaves)
     by_eta, by_variance = leaf.score(y, eta, params.variance)
     return HierarchicalParams(w_gates,
-                              _sum_over_cases(x, h[..., None] * by_eta),             # (2.14)
+                              _sum_over_cases(x, h[..., None] * by_eta),   # (2.14)
                               (h * by_variance).sum(axis=-2))
 
 
@@ -299,11 +305,6 @@ def em_step_least_squares(params, x, y, leaf, settings=MStep()):
     return leaf.fit(params._replace(w_gates=w_gates), x, y, _of_leaves(h), settings)
 
 
-def _of_leaves(paths):
-    *shape, nodes, branches = paths[-1].shape
-    return paths[-1].reshape(*shape, nodes * branches)                 # [N, leaves]
-
-
 def fit_gaussian_leaves(params, x, y, h, settings):
     """Weights by weighted least squares, then their variances. Eq. (2.22)
 
@@ -345,7 +346,7 @@ def fit_gates(w, x, h, settings):
     which a case reaches the node. Only differences of logits matter: the last column stays.
     [D, nodes, branches], [N, D], [N, nodes, branches] -> [D, nodes, branches]
     """
-    if w.shape[-1] == 1:
+    if w.shape[-1] == 1:     # nothing to choose
         return w
     weight = h.sum(axis=-1)[..., None]                                 # [N, nodes, 1]
 

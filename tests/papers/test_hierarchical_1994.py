@@ -123,14 +123,27 @@ def test_densities_by_hand(move):
     close(paper.bernoulli_log_density(y, eta), [[math.log(3 / 8), math.log(1 / 6)]])
 
 
-def test_a_newton_step_is_halved_by_hand(move):
-    # labels 1/2 and 1/2 at logits (3, 0): g = sigmoid(3), step (1/2 - g) / (g (1 - g)) = -10.02
-    # leads to -7.02, further from the maximum at 0 than 3 is; half of it, to -2.01, is not
-    g = 1 / (1 + math.exp(-3))
-    step = (0.5 - g) / (g * (1 - g))
-    w, x, h = move((np.array([[[3.0, 0.0]]]), np.ones((1, 1)), np.array([[[0.5, 0.5]]])))
+@pytest.mark.parametrize("logit, taken", [(3.0, 1 / 2), (2.18, 1 / 2), (2.17, 1.0)])
+def test_a_newton_step_is_halved_by_hand(move, logit, taken):
+    # labels 1/2 and 1/2 at logits (a, 0): Q is even in a, and the step (1/2 - g) / (g (1 - g)) is
+    # -sinh(a). From 3 it leads to -7.02, from 2.18 to -2.187, both further from the maximum at 0
+    # than they came from, and half of it does not; from 2.17 it leads to -2.152, which is nearer
+    w, x, h = move((np.array([[[logit, 0.0]]]), np.ones((1, 1)), np.array([[[0.5, 0.5]]])))
     settings = paper.MStep(ridge=0.0, newton_steps=1)
-    close(paper.fit_gates(w, x, h, settings), [[[3 + step / 2, 0.0]]])
+    close(paper.fit_gates(w, x, h, settings), [[[logit - taken * math.sinh(logit), 0.0]]])
+
+
+def test_the_ridge_by_hand(move):
+    # one leaf with w = 1 and a variance of 4, one case x = 1, y = 4: 1 + (4 - 1) / (1 + 2) = 2, so
+    # q = 4, and (4 + 2 * 4) / (1 + 2) = 4. A gate at 0 that should say yes: half / (1/4 + 2)
+    x, y, ridge = move(np.ones((1, 1))), move(np.array([[4.0]])), paper.MStep(2.0, newton_steps=1)
+    leaf = paper.HierarchicalParams(move((np.zeros((1, 1, 1)),)), move(np.ones((1, 1, 1))),
+                                    move(np.array([4.0])))
+    fitted = paper.em_step(leaf, x, y, paper.GAUSSIAN, ridge)
+    close(fitted.w_leaves, [[[2.0]]])
+    close(fitted.variance, [4.0])
+    gate = paper.fit_gates(move(np.zeros((1, 1, 2))), x, move(np.array([[[1.0, 0.0]]])), ridge)
+    close(gate, [[[0.5 / 2.25, 0.0]]])
 
 
 def test_on_line_inverses_by_hand(move):
@@ -321,13 +334,17 @@ def test_with_the_constant_for_an_input_em_is_that_of_a_gaussian_mixture(problem
     assert fitted.variance is params.variance
 
 
-def test_algorithm_2_fits_logits_to_the_logarithms_of_posteriors(problem):
+@pytest.mark.parametrize("far", [1, 30])
+def test_algorithm_2_fits_logits_to_the_logarithms_of_posteriors(problem, far):
     """With the constant for an input: mean ln h_i, and mean ln h_j|i of what gets there."""
     params, x, y = problem((2, 2), paper.GAUSSIAN, N=20, D=1)
+    y = far * y
     log_h = paper.log_posteriors(*paper.log_terms(params, x, y, paper.GAUSSIAN))
     fitted = paper.em_step_least_squares(params, x, y, paper.GAUSSIAN, EXACT)
     root, below = (to_numpy(level) for level in log_h)
     share = np.exp(root[:, 0])                                         # [N, nodes]
+    assert (min(root.min(), below.min()) < math.log(1e-12)) == (far > 1)
+    root, below = (level.clip(math.log(1e-12)) for level in (root, below))
     close(fitted.w_gates[0][0], [root.mean(axis=0)[0]])
     close(fitted.w_gates[1][0], (share[..., None] * below).sum(axis=0) / share.sum(axis=0)[:, None])
     all_close(fitted[1:], paper.em_step(params, x, y, paper.GAUSSIAN, EXACT)[1:], 1e-14)
@@ -499,9 +516,11 @@ def test_on_line_only_the_weighted_inverse_is_that_of_weighted_moments(rng, move
     assert abs(found[paper.running_inverse] - expected).max() > 0.01 * abs(expected).max()
 
 
+@pytest.mark.parametrize("far", [1, 100])
 @pytest.mark.parametrize("inverse", [paper.running_inverse, paper.running_inverse_weighted])
-def test_an_on_line_step_is_what_the_paper_writes(problem, inverse):
+def test_an_on_line_step_is_what_the_paper_writes(problem, inverse, far):
     params, x, y = problem((2, 2), paper.GAUSSIAN)
+    y = far * y
     state = paper.online_init(params, ridge=2.0)
     after = paper.online_step(state, x[0], y[0], 0.9, inverse)
     log_h = paper.log_posteriors(*paper.log_terms(params, x[:1], y[:1], paper.GAUSSIAN))
@@ -515,12 +534,14 @@ def test_an_on_line_step_is_what_the_paper_writes(problem, inverse):
         return w + np.outer(R @ x_t, h * (target - x_t @ w)), R
 
     w_root, w_below, w_leaves = (to_numpy(w) for w in [*params.w_gates, params.w_leaves])
-    w, R = moved(w_root[:, 0], np.eye(3) / 2, 1.0, root[0])
+    least = math.log(1e-12)
+    assert (min(root.min(), below.min()) < least) == (far > 1)
+    w, R = moved(w_root[:, 0], np.eye(3) / 2, 1.0, root[0].clip(least))
     close(after.params.w_gates[0][:, 0], w)
     close(after.gates[0][0], R)
     for i in range(2):
         h_i = math.exp(root[0, i])
-        w, R = moved(w_below[:, i], np.eye(3) / 2, h_i, below[i])
+        w, R = moved(w_below[:, i], np.eye(3) / 2, h_i, below[i].clip(least))
         close(after.params.w_gates[1][:, i], w)
         close(after.gates[1][i], R)
         for j in range(2):
