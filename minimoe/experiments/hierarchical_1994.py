@@ -71,8 +71,8 @@ def run(settings):
     arrival = {"em": first_at(em.l, target),
                **{rate: first_at(l, target[:fewer]) for rate, l in ascent.items()}}
 
-    claims = [rises(learnt, em), beats_the_line(errors), faster(arrival, em, ascent),
-              lets_l_fall(algorithm_2, em), not_reproduced()]
+    claims = [rises(learnt, em), beats_the_line(errors, learnt.l), faster(arrival, em, ascent),
+              not_every_start(errors), lets_l_fall(algorithm_2, em), not_reproduced()]
     if settings.quick:
         claims = [claim._replace(holds=None) for claim in claims]
     return Result(
@@ -164,16 +164,25 @@ def rises(learnt, em):
         bool((rise >= -NO_FALL).all()))
 
 
-def beats_the_line(errors):
+def beats_the_line(errors, l):
+    """Of the start that a user would keep, who cannot see the errors: that of the highest l."""
+    kept = errors["learnt"][l[-1].argmax()]
+    return Claim(
+        "A tree of linear experts fits what one line cannot: the run of the highest likelihood has "
+        "less than a third of the best line's mean squared error to the function without noise.",
+        "robot arm: relative error 0.10 against 0.31 of a linear fit, 0.32 times",
+        f"{kept:.4f} against {errors['line']:.4f}, {kept / errors['line']:.4f} times; the highest "
+        f"of {l.shape[1]} runs with learnt variances",
+        bool(kept < errors["line"] / 3))
+
+
+def not_every_start(errors):
     ratio = errors["learnt"] / errors["line"]                          # [starts]
     return Claim(
-        "A tree of linear experts fits what one line cannot: the median run's mean squared error, "
-        "to the function without noise, is less than a third of the best line's.",
-        "robot arm: relative error 0.10 against 0.31 of a linear fit, 0.32 times",
-        f"{np.median(errors['learnt']):.4f} against {errors['line']:.4f}, "
-        f"{np.median(ratio):.3f} times; from {ratio.min():.4f} to {ratio.max():.2f} times over "
-        f"{ratio.size} starts",
-        bool(np.median(ratio) < 1 / 3))
+        "Does not carry over: that EM arrives from every start. Some stay at worse optima.",
+        "robot arm: 10 of 10 runs converged; of back-propagation, 5",
+        f"{(ratio < 1 / 3).sum()} of {ratio.size} runs end below a third of the line's error; "
+        f"median {np.median(ratio):.3f} times, from {ratio.min():.4f} to {ratio.max():.2f}", None)
 
 
 def faster(arrival, em, ascent):
@@ -189,7 +198,7 @@ def faster(arrival, em, ascent):
         f"EM after {by_em.min():.0f} to {by_em.max():.0f} iterations; gradient ascent in "
         f"{arrived.size} of {fastest.size} starts within {limit}"
         + (f", the first after {arrived.min():.0f}" if arrived.size else "")
-        + f". In the end gradient ascent is the higher in {(best > em.l[-1][:best.size]).sum()}",
+        + f". At the end gradient ascent is higher in {(best > em.l[-1][:best.size]).sum()}",
         bool((by_em < fastest).all()))
 
 
