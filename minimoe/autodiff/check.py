@@ -13,13 +13,14 @@ themselves. From without, neither the length on which a function bends nor the r
 known; so differences are taken with steps of all sizes, and each says how far it may be off.
 """
 import warnings
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Callable, NamedTuple
 
 import numpy
 
 from minimoe import tree
-from minimoe.autodiff.tensor import Tensor, pullback
+from minimoe.autodiff.tensor import Tensor, newest_first, pullback
 from minimoe.backend import is_array, namespace, to_numpy
 
 COMPLEX_STEP = 1e-30        # vanishes beside 1 when squared, so the step has no truncation error
@@ -44,10 +45,10 @@ def check_vjp(f, *args, rng, side=0):
     by differences where it is not. At a kink give ``side``: +1 compares with the derivative from
     above, -1 with that from below, entry by entry (the direction is positive).
 
-    An error that rounding explains is let pass: 1e-15 of <|g|, |f|>, and what changing the
-    arguments by a few eps does to the derivative. What ``stop_gradient`` hides is part of the
-    function here: a vjp that ignores a smooth dependence is rejected, so hand the stopped value in
-    as a constant.
+    An error that rounding explains is let pass: 1e-14 of all intermediates weighed by their
+    cotangents, and what changing the arguments by a few eps does to the derivative. What
+    ``stop_gradient`` hides is part of the function here: a vjp that ignores a smooth dependence is
+    rejected, so hand the stopped value in as a constant.
 
     VjpError for a value that differs between arrays and Tensors, inputs or cotangents that were
     written into, a vjp that is not finite, not linear in g or another when called again, a kink or
@@ -56,24 +57,22 @@ def check_vjp(f, *args, rng, side=0):
     float64 array for arrays and a Tensor for Tensors. ValueError where they are not finite, or
     there is nothing to check.
     """
+    if side not in (-1, 0, 1):
+        raise ValueError(f"check_vjp: side must be -1, 0 or 1; got {side}")
     leaves = _named(args)
     _check_arguments(leaves)
-    before = {name: to_numpy(x).copy() for name, x in leaves.items()}
     value = _value(f, args)
     g = namespace(value).asarray(rng.standard_normal(value.shape))
-    flows = _checked_flows(f, args, value, g)
-    for name, x in leaves.items():
-        if not numpy.array_equal(to_numpy(x), before[name]):
-            raise VjpError(f"check_vjp: {name} was written into")
+    flows, size = _flows(f, args, value, g)
 
     worst = 0.0
-    for name, x in leaves.items():
-        line = _Line(f, args, name, value, g, flows[name], _direction(x, rng, side))
+    for name, flow in flows.items():
+        line = _Line(f, args, name, value, g, flow, _direction(leaves[name], rng, side), size)
         method, tolerance = _method(line, side)
         derivative, doubt = method(line)
-        error, scale = abs(line.found - derivative), line.terms + 1e-2 * line.size + 1e-300
-        if error > tolerance * scale and method is _by_complex_step:
-            doubt = _rounding(line, derivative, rng)
+        error, scale = abs(line.found - derivative), line.terms + 0.1 * size + 1e-300
+        if error > tolerance * scale + doubt and method is _by_complex_step:
+            doubt += _derivative_noise(line, derivative, rng)
         if not error <= tolerance * scale + doubt:
             raise VjpError(f"check_vjp: {name}: relative error {error / scale:.1e}, allowed "
                            f"{tolerance:.0e}; {_worst_entry(line, method)}")
@@ -105,7 +104,8 @@ def _check_arguments(leaves):
 
 def _value(f, args):
     """The function's value on arrays."""
-    value = f(*args)
+    with _unwritten(_named(args)):
+        value = f(*args)
     if not is_array(value) or value.dtype != "float64":
         raise TypeError(f"check_vjp: given arrays, the function must return a float64 array; "
                         f"got {value.dtype if is_array(value) else type(value).__name__}")
@@ -114,39 +114,54 @@ def _value(f, args):
     return value
 
 
-def _checked_flows(f, args, value, g):
-    """What the vjp gives each leaf, once it has shown that it is finite, linear and repeatable."""
-    kept = to_numpy(g).copy()
-    out, flows = _pulled_back(f, args, g)
-    if out.shape != value.shape or not _near(out.array, value):
-        raise VjpError("check_vjp: the value on Tensors differs from the value on arrays")
-    if not numpy.array_equal(to_numpy(g), kept):
-        raise VjpError("check_vjp: the vjp wrote into its cotangent")
-    for name, flow in flows.items():
-        if not numpy.isfinite(to_numpy(flow)).all():
+def _flows(f, args, value, g):
+    """Cotangents of all leaves by name, once the vjp is seen to be finite, linear and repeatable.
+
+    And the size of what is added up on the way: rounding costs a few eps of it.
+    """
+    with _unwritten({**_named(args), "the cotangent": g}):
+        out, tensors = _recorded(f, args)
+        if out.shape != value.shape or not _near(out.array, value):
+            raise VjpError("check_vjp: the value on Tensors differs from the value on arrays")
+        flows, again = (dict(zip(_named(args), tree.leaves(pullback(out, h, tensors))))
+                        for h in (g, -2 * g))      # which is exact in floating point
+    nodes = newest_first(out)
+    size = sum(float(abs(flow * node.array).sum())
+               for node, flow in zip(nodes, pullback(out, g, nodes)))
+    for name, x in _named(args).items():
+        if not numpy.isfinite(to_numpy(flows[name])).all():
             raise VjpError(f"check_vjp: {name}: the vjp is not finite")
-    _, again = _pulled_back(f, args, -2 * g)      # exact in floating point
-    for name, flow in flows.items():
-        if not _near(again[name], -2 * flow):
+        units = _units(x)
+        if not _near(again[name] * units, -2 * flows[name] * units, at_least=0.1 * size):
             raise VjpError(f"check_vjp: {name}: the vjp is not linear in its cotangent, "
                            f"or changes from call to call")
-    return flows
+    return flows, size
 
 
-def _pulled_back(f, args, g):
-    """The function's value on Tensors, and the cotangents of their leaves by name."""
+def _recorded(f, args):
+    """The function's value on Tensors, and those."""
     tensors = tree.map(Tensor, args)
     out = f(*tensors)
     if not isinstance(out, Tensor):
         raise TypeError(f"check_vjp: given Tensors, the function must return one; "
                         f"got {type(out).__name__}")
-    return out, dict(zip(_named(args), tree.leaves(pullback(out, g, tensors))))
+    return out, tensors
 
 
-def _near(a, b):
+@contextmanager
+def _unwritten(arrays):
+    """VjpError if any of these, given by name, is another afterwards."""
+    before = {name: to_numpy(x).copy() for name, x in arrays.items()}
+    yield
+    for name, x in arrays.items():
+        if not numpy.array_equal(to_numpy(x), before[name]):
+            raise VjpError(f"check_vjp: {name} was written into")
+
+
+def _near(a, b, at_least=0.0):
     """Equal but for the order of summing, which a GPU does not keep."""
     a, b = to_numpy(a), to_numpy(b)
-    return numpy.allclose(a, b, rtol=0, atol=1e-12 * abs(b).max(initial=0))
+    return bool((abs(a - b) <= 1e-12 * max(abs(b).max(initial=0.0), at_least)).all())
 
 
 # -- The derivative ------------------------------------------------------------------------------
@@ -161,6 +176,7 @@ class _Line(NamedTuple):
     g: Any       # cotangent
     flow: Any    # what the vjp made of it
     v: Any
+    size: float  # of the terms in <g, f>
 
     def at(self, t):
         names = iter(_named(self.args))
@@ -176,30 +192,26 @@ class _Line(NamedTuple):
     def terms(self):
         return float(abs(self.flow * self.v).sum())
 
-    @property
-    def size(self):
-        """<|g|, |f|>: a few eps of it are lost in computing f."""
-        return float(abs(self.g * self.value).sum())
-
 
 class _Slopes(NamedTuple):
     """Estimates of one derivative, each with how far it may be off."""
 
     values: numpy.ndarray
     doubts: numpy.ndarray
+    blind: bool    # rounding is within three digits of all that was seen
 
     def finest(self):
         """What the smallest steps say, narrowed by larger ones until one contradicts them."""
         low, high = -numpy.inf, numpy.inf
-        for value, doubt in reversed(list(zip(*self))):
+        for value, doubt in reversed(list(zip(self.values, self.doubts))):
             if value - doubt > high or value + doubt < low:
                 break
             low, high = max(low, value - doubt), min(high, value + doubt)
         return (low + high) / 2, (high - low) / 2
 
     def candidates(self):
-        """The finest estimate; and the surest, should rounding have flattened small steps."""
-        sure = self.doubts <= 10 * self.doubts.min()
+        """The finest estimate; and the surest, should rounding have spoilt small steps."""
+        sure = self.doubts <= 4 * self.doubts.min()
         return [self.finest(), *zip(self.values[sure], self.doubts[sure])]
 
     def nearest(self, other):
@@ -228,7 +240,7 @@ def _method(line, side):
         return partial(_by_differences, sides=(side,)), DIFFERENCE_TOLERANCE
     above, below = _slopes(line, 1), _slopes(line, -1)
     exact, _ = _by_complex_step(line)
-    if above.allow(exact) and below.allow(exact):
+    if all(slopes.allow(exact) or slopes.blind and exact == exact for slopes in (above, below)):
         return _by_complex_step, ANALYTIC_TOLERANCE
     if not any(above.allow(*estimate) for estimate in below.candidates()):
         raise VjpError(f"check_vjp: {line.name}: the function has a kink or a jump here (slopes "
@@ -238,14 +250,21 @@ def _method(line, side):
 
 
 def _by_complex_step(line):
-    """<g, df/dx v>, and how far it may be off; NaN for a function that refuses complex numbers."""
+    """<g, df/dx v>, and how far it may be off: about as far as the real part is from f(x).
+
+    NaN for a function that refuses complex numbers, or has another value for them.
+    """
     try:
         with numpy.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("error", numpy.exceptions.ComplexWarning)
             moved = line.at(1j * COMPLEX_STEP)
     except (TypeError, ValueError, numpy.exceptions.ComplexWarning):
         return numpy.nan, 0.0
-    return float((line.g * moved.imag).sum()) / COMPLEX_STEP, 0.0
+    size = max(float(abs(line.g * line.value).sum()), 1e-3 * line.size, COMPLEX_STEP)
+    off = float(abs(line.g * (moved.real - line.value)).sum()) / size
+    if off > DIFFERENCE_TOLERANCE:
+        return numpy.nan, 0.0
+    return float((line.g * moved.imag).sum()) / COMPLEX_STEP, 10 * off * line.terms
 
 
 def _by_differences(line, sides):
@@ -264,21 +283,28 @@ def _slopes(line, side):
         first_order = side * numpy.array(rises) / STEPS
         values = (4 * first_order[1:] - first_order[:-1]) / 3
         changes = abs(numpy.diff(values))
-        doubts = (numpy.maximum(changes[1:], changes[:-1])
-                  + 8 * EPS * (line.terms + line.size) / STEPS[3:])
-    return _Slopes(values[2:], numpy.where(numpy.isfinite(doubts), doubts, numpy.inf))
+        noise = 8 * EPS * line.size
+        doubts = numpy.maximum(changes[1:], changes[:-1]) + noise / STEPS[3:]
+    return _Slopes(values[2:], numpy.where(numpy.isfinite(doubts), doubts, numpy.inf),
+                   blind=noise > 1e-3 * abs(numpy.array(rises)).max())
 
 
-def _rounding(line, derivative, rng):
-    """How far either derivative may be off, seen by changing all arguments by a few eps."""
-    changes = []
+def _shaken(args, rng):
+    """The arguments changed by a few eps, as often as is needed to see what that does."""
     for _ in range(4):
-        args = tree.map(lambda x: x * (1 + 4 * EPS * namespace(x).asarray(
-            rng.choice([-1.0, 1.0], x.shape))), line.args)
-        flow = _pulled_back(line.f, args, line.g)[1][line.name]
+        yield tree.map(lambda x: x * (1 + 4 * EPS * namespace(x).asarray(
+            rng.choice([-1.0, 1.0], x.shape))), args)
+
+
+def _derivative_noise(line, derivative, rng):
+    """How far either derivative may be off by rounding: in its third digit at most."""
+    changes = []
+    for args in _shaken(line.args, rng):
+        out, tensors = _recorded(line.f, args)
+        flow = pullback(out, line.g, _named(tensors)[line.name])
         near = line._replace(args=args, flow=flow)
         changes += [abs(near.found - line.found), abs(_by_complex_step(near)[0] - derivative)]
-    return 10 * float(numpy.max(changes))
+    return min(10 * max(changes), 1e-3 * (line.terms + line.size))
 
 
 def _worst_entry(line, method):

@@ -223,7 +223,7 @@ def pullback(out, g, params):
 def _backward(out, g, wanted):
     """The cotangent of each wanted Tensor that ``out`` was computed from."""
     cotangents, summed, found = {out: g}, set(), {}
-    for node in _newest_first(out):
+    for node in newest_first(out):
         g = cotangents.pop(node, None)      # dropped once used
         if g is None:
             continue
@@ -251,7 +251,7 @@ def _backward(out, g, wanted):
     return found
 
 
-def _newest_first(out):
+def newest_first(out):
     """``out`` and all Tensors that it was computed from, each before those that it came from.
 
     The order in which they were made, reversed: where an operation is the last to have used
