@@ -174,7 +174,8 @@ def _op_of_two(forward):
             raise _misfit(forward, vjp, 2)
         if first and second:
             return Tensor(value, (a, b), vjp)
-        return Tensor(value, (a,), vjp[:1]) if first else Tensor(value, (b,), vjp[1:])
+        to_a, to_b = vjp
+        return Tensor(value, (a,), (to_a,)) if first else Tensor(value, (b,), (to_b,))
 
     return apply
 
