@@ -1,0 +1,115 @@
+"""The checks can fail: what is wrong by design is rejected, by each check that should see it."""
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minimoe import check_vjp, op, ops
+from minimoe.autodiff.check import VjpError
+from minimoe.cli import index
+from minimoe.oracle.disagreements import disagreements
+from minimoe.oracle.runs import RunError, read_run
+from minimoe.papers import local_experts_1991
+
+RECORDED = Path(__file__).resolve().parents[1] / "reference_runs" / "recorded"
+RUNS = [path for name in index.names() for path in sorted((RECORDED / name).glob("*.npz"))]
+
+
+def replayed(path):
+    """A recorded run, and what the paper computes from its inputs."""
+    paper = importlib.import_module(f"minimoe.papers.{path.parent.name}")
+    run = read_run(path, paper.RUN)
+    return run, paper.oracle(run)
+
+
+def nudged(array):
+    """The array with one number wrong: by one or the other way round, or in its ninth digit."""
+    array = array.copy()
+    place = np.unravel_index(array.size // 2, array.shape)
+    if array.dtype == bool:
+        array[place] = ~array[place]
+    elif array.dtype.kind in "iu":
+        array[place] += 1
+    elif np.isfinite(array[place]):
+        array[place] += 2e-9 * max(abs(array[np.isfinite(array)]).max(), 1e-3)
+    else:
+        array[place] = 0
+    return array
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_recorded_run_with_one_number_wrong_is_rejected(path):
+    run, computed = replayed(path)
+    assert disagreements(computed, run) == [] and run.outputs
+    for name, array in run.outputs.items():
+        wrong = run._replace(outputs={**run.outputs, name: nudged(array)})
+        found, = disagreements(computed, wrong)
+        assert (found.output, found.places) == (name, 1)
+        assert found.first == np.unravel_index(array.size // 2, array.shape)
+
+
+@pytest.mark.parametrize("paper", index.names())
+def test_a_recorded_run_that_lacks_an_output_is_rejected(paper):
+    run, computed = replayed(next(path for path in RUNS if path.parent.name == paper))
+    for name, array in run.outputs.items():
+        rest = {other: a for other, a in run.outputs.items() if other != name}
+        with pytest.raises(RunError, match=f"out.{name} is missing"):
+            disagreements(computed, run._replace(outputs=rest))
+        with pytest.raises(RunError, match=f"out.{name}: needs shape"):
+            longer = np.concatenate([array[None], array[None]])
+            disagreements(computed, run._replace(outputs={**rest, name: longer}))
+
+
+# -- Errors planted in the library itself --------------------------------------------------------
+
+def softmax_doubled(x, *, axis=-1):
+    """Its value right, its vjp twice what it should be."""
+    @op
+    def softmax(x):
+        p = ops.exp(ops.log_softmax(x, axis=axis))
+        return p, lambda g: (2 * p * (g - (g * p).sum(axis=axis, keepdims=True)),)
+    return softmax(x)
+
+
+def softmax_of_the_first_axis(x, *, axis=-1):
+    return softmax_right(x, axis=0)
+
+
+def softmax_not_normalised_back(x, *, axis=-1):
+    """The vjp of exp(x) / constant."""
+    @op
+    def softmax(x):
+        p = ops.exp(ops.log_softmax(x, axis=axis))
+        return p, lambda g: (p * g,)
+    return softmax(x)
+
+
+softmax_right = ops.softmax
+ERROR = local_experts_1991.competitive_error
+
+
+@pytest.mark.parametrize("wrong, seen_by_check", [
+    (softmax_doubled, True), (softmax_not_normalised_back, True),
+    (softmax_of_the_first_axis, False)])      # a vjp that is right, of a function that is not
+def test_a_wrong_operation_is_seen(monkeypatch, rng, wrong, seen_by_check):
+    paths = [path for path in RUNS if path.parent.name == "local_experts_1991"]
+    d, o, logits = (rng.standard_normal(shape) for shape in [(4, 2), (4, 3, 2), (4, 3)])
+    check_vjp(ERROR, d, o, logits, rng=rng)
+    monkeypatch.setattr(ops, "softmax", wrong)
+    if seen_by_check:
+        with pytest.raises(VjpError, match="argument 2: relative error"):
+            check_vjp(ERROR, d, o, logits, rng=rng)
+    else:
+        check_vjp(ERROR, d, o, logits, rng=rng)
+    rejected = [path.stem for path in paths if disagreements(*reversed(replayed(path)))]
+    assert len(rejected) >= 3
+
+
+def test_an_error_without_its_factor_is_seen(monkeypatch):
+    """A closed form that is right but for a constant passes a check of its vjp, not the replay."""
+    right = local_experts_1991.squared_errors
+    monkeypatch.setattr(local_experts_1991, "squared_errors", lambda d, o: 0.5 * right(d, o))
+    path = next(path for path in RUNS if path.parent.name == "local_experts_1991")
+    names = {found.output for found in disagreements(*reversed(replayed(path)))}
+    assert {"q", "competitive_error", "grad.competitive_error.w_experts"} <= names
