@@ -233,7 +233,11 @@ def _backward(out, g, wanted):
         if not node.parents:
             continue
         apart = type(node.vjp) is tuple
-        for parent, flow in zip(node.parents, node.vjp if apart else _all_at_once(node, g)):
+        flows = node.vjp if apart else _all_at_once(node, g)
+        place = -1         # by hand: zip would take as long as an operation on a small array
+        for parent in node.parents:
+            place += 1
+            flow = flows[place]
             if apart and flow is not None:
                 flow = flow(g)
             if flow is None or parent is None:

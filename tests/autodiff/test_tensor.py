@@ -373,12 +373,12 @@ def test_a_cotangent_is_taken_in_the_outputs_precision(move):
     assert seen == ["float32"]
 
 
-def test_sums_of_mixed_precision_are_not_cut_short(move):
-    """A float64 cotangent that comes third is not added in float32's place."""
-    x = tensor(move, [1.0], "float32")
-    y = x * move(np.array([1.0], "float32"))       # cotangents of y come newest use first
-    loss = (y * move(np.array([2.0**-30]))).sum()
-    loss = loss + y.sum() + y.sum() - y.sum() * 2.0
+def test_a_float64_cotangent_is_not_added_in_float32s_place(move):
+    """It comes third, between 3 - 2 and -1: in float32 nothing would be left of it."""
+    y = tensor(move, [1.0], "float32")
+    oldest = (y * -1.0).sum()
+    exact = (y * move(np.array([2.0**-30]))).sum().astype("float32")
+    loss = oldest + exact + y.sum() * -2.0 + y.sum() * 3.0       # newest first, back to y
     assert same(grad(loss, y), [2.0**-30], "float32")
 
 
