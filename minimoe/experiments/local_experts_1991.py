@@ -363,7 +363,7 @@ def t_test(first, second):
     pooled = (first.size * first.var() + second.size * second.var()) / freedom
     with np.errstate(divide="ignore", invalid="ignore"):      # all starts alike
         t = (first.mean() - second.mean()) / np.sqrt(pooled * (1 / first.size + 1 / second.size))
-    return t, 2 * special(t).stdtr(freedom, -abs(t))
+    return t, special(t).betainc(freedom / 2, 0.5, freedom / (freedom + t * t))
 
 
 def met(epochs):

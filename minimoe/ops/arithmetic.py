@@ -12,7 +12,11 @@ from minimoe.backend import namespace
 @op
 def add(a, b):
     """``a + b``."""
-    return a + b, (lambda g: g, lambda g: g)
+    return a + b, (_same, _same)
+
+
+def _same(g):
+    return g
 
 
 @op
