@@ -125,9 +125,7 @@ def _flows(f, args, value, g):
             raise VjpError("check_vjp: the value on Tensors differs from the value on arrays")
         flows, again = (dict(zip(_named(args), tree.leaves(pullback(out, h, tensors))))
                         for h in (g, -2 * g))      # which is exact in floating point
-    nodes = newest_first(out)
-    size = sum(float(abs(flow * node.array).sum())
-               for node, flow in zip(nodes, pullback(out, g, nodes)))
+    size = _size(out, g)
     for name, x in _named(args).items():
         if not numpy.isfinite(to_numpy(flows[name])).all():
             raise VjpError(f"check_vjp: {name}: the vjp is not finite")
@@ -136,6 +134,19 @@ def _flows(f, args, value, g):
             raise VjpError(f"check_vjp: {name}: the vjp is not linear in its cotangent, "
                            f"or changes from call to call")
     return flows, size
+
+
+def _size(out, g):
+    """What all intermediates, weighed by their cotangents, add up to; infinite ones weigh nothing.
+
+    A logit of -inf, which hides one of several choices, has the cotangent 0.
+    """
+    size, nodes = 0.0, newest_first(out)
+    with numpy.errstate(all="ignore"):
+        for node, flow in zip(nodes, pullback(out, g, nodes)):
+            xp, terms = namespace(flow), abs(flow * node.array)
+            size += float(xp.where(xp.isfinite(terms), terms, 0).sum())
+    return size
 
 
 def _recorded(f, args):
