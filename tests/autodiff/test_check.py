@@ -467,6 +467,24 @@ def move_free(x):
     return stop_gradient(x) * 0 + 1 * namespace(stop_gradient(x)).asarray(KINK)
 
 
+def test_hidden_choices_do_no_harm(move, rng):
+    """An intermediate of -inf, whose cotangent is 0; and one that a wrong vjp gives another."""
+    x, = drawn(move, rng, (2, 3))
+    mask = move(np.array([[True, False, True], [True, True, True]]))
+
+    def hidden(x):
+        return ops.where(mask, x, -np.inf)
+
+    @op
+    def leaking(x):
+        p = ops.softmax(x)
+        return p, lambda g: (p * (g - (g * p).sum(axis=-1, keepdims=True)) + g,)
+
+    assert check_vjp(lambda x: ops.softmax(hidden(x)), x, rng=rng) <= 1e-13
+    assert check_vjp(lambda x: ops.logsumexp(hidden(x)), x, rng=rng) <= 1e-13
+    rejected(lambda x: leaking(hidden(x)), x, rng=rng, match="argument 0: relative error")
+
+
 def test_sums_in_any_order_pass(move, rng):
     """As a GPU adds them up: in another order each time."""
     index = rng.integers(0, 3, 200)
