@@ -76,10 +76,9 @@ def _parser():
 
 
 def _seed(text):
-    seed = int(text)
-    if seed < 0:
-        raise argparse.ArgumentTypeError(f"needs a number from 0; got {seed}")
-    return seed
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"needs a whole number from 0; got {text}")
+    return int(text)
 
 
 # -- Verbs ---------------------------------------------------------------------------------------
@@ -181,6 +180,8 @@ def _list(functions, as_json):
     if as_json:
         return _print_json([{"paper": paper, **function._asdict()}
                             for paper, function in functions])
+    if not functions:
+        print("none in the papers here")
     for _, (equation, name, summary, file, line) in functions:
         print(f"{equation or '--':<20} {name:<35} {_short(file)}:{line}\n    {summary}")
     return 0

@@ -55,7 +55,7 @@ def test_papers_by_loss_lists_losses_of_every_paper_with_equation_file_and_line(
 def test_papers_by_gate_and_by_capacity(cli):
     code, out, _ = cli("papers", "--by", "gate")
     assert code == 0 and " mixing_proportions " in out and "mixture_error" not in out
-    assert cli("papers", "--by", "capacity")[0] == 0
+    assert cli("papers", "--by", "capacity") == (0, "none in the papers here\n", "")
 
 
 def test_show_lists_what_cites_an_equation_in_the_order_of_the_file(cli):
