@@ -26,6 +26,7 @@ from minimoe.backend import is_array, namespace, to_numpy
 COMPLEX_STEP = 1e-30        # vanishes beside 1 when squared, so the step has no truncation error
 STEPS = 0.25 ** numpy.arange(2, 21)    # of differences, in units of the entries: 0.06 to 1e-12
 EPS = 2.0 ** -52
+SMALLEST = 1e-270           # of sums: less would lose digits, being subnormal in a complex step
 ANALYTIC_TOLERANCE = 1e-13
 DIFFERENCE_TOLERANCE = 1e-6
 ENTRIES_SEARCHED = 1000     # one by one for the worst, once a check has failed
@@ -70,7 +71,7 @@ def check_vjp(f, *args, rng, side=0):
         line = _Line(f, args, name, value, g, flow, _direction(leaves[name], rng, side), size)
         method, tolerance = _method(line, side)
         derivative, doubt = method(line)
-        error, scale = abs(line.found - derivative), line.terms + 0.1 * size + 1e-300
+        error, scale = abs(line.found - derivative), line.terms + 0.1 * size + SMALLEST
         if error > tolerance * scale + doubt and method is _by_complex_step:
             doubt += _derivative_noise(line, derivative, rng)
         if not error <= tolerance * scale + doubt:
@@ -130,7 +131,7 @@ def _flows(f, args, value, g):
         if not numpy.isfinite(to_numpy(flows[name])).all():
             raise VjpError(f"check_vjp: {name}: the vjp is not finite")
         units = _units(x)
-        if not _near(again[name] * units, -2 * flows[name] * units, at_least=0.1 * size):
+        if not _near(again[name] * units, -2 * flows[name] * units, at_least=0.1 * size + SMALLEST):
             raise VjpError(f"check_vjp: {name}: the vjp is not linear in its cotangent, "
                            f"or changes from call to call")
     return flows, size
