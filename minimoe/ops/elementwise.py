@@ -76,7 +76,7 @@ def astype(x, *, dtype):
 
     TypeError for a dtype other than float32 and float64.
     """
-    if dtype not in ("float32", "float64"):
+    if namespace(x).dtype(dtype) not in ("float32", "float64"):
         raise TypeError(f"astype: the dtype must be float32 or float64; got {dtype}")
     before = x.dtype
     return x.astype(dtype), lambda g: (g.astype(before),)

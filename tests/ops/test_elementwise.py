@@ -36,9 +36,10 @@ def test_abs_has_slope_0_at_0(move):
     assert to_numpy(grad(ops.abs(x).sum(), x)).tolist() == [-1.0, 0.0, 0.0, 1.0]
 
 
-def test_astype_returns_the_cotangent_in_the_first_dtype(move):
+@pytest.mark.parametrize("dtype", ["float32", np.float32, np.dtype("float32")])
+def test_astype_returns_the_cotangent_in_the_first_dtype(move, dtype):
     x = Tensor(move(np.array([1 / 3, 2.0])))
-    y = ops.astype(x, dtype="float32")
+    y = ops.astype(x, dtype=dtype)
     assert y.dtype == "float32" and float(y.array[0]) == np.float32(1 / 3)
     g = y.vjp(move(np.array([0.5, 3.0], "float32")))[0]
     assert g.dtype == "float64" and to_numpy(g).tolist() == [0.5, 3.0]
