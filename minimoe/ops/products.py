@@ -1,4 +1,6 @@
 """Matrix products: batched matmul, and einsum over letters."""
+import math
+
 from minimoe.autodiff.tensor import op
 from minimoe.ops.reductions import sum
 from minimoe.ops.shaping import transpose
@@ -110,15 +112,9 @@ def _contract(a, b, in_a, in_b, output):
     def arranged(x, letters, *groups):
         """Axes in the order of the groups, those of all but the first run together."""
         x = x.transpose([letters.index(n) for group in (batch, *groups) for n in group])
-        return x.reshape([size[n] for n in batch] + [_count(size, group) for group in groups])
+        return x.reshape([size[n] for n in batch]
+                         + [math.prod(size[n] for n in group) for group in groups])
 
     y = arranged(a, in_a, own_a, summed) @ arranged(b, in_b, summed, own_b)
     have = batch + own_a + own_b
     return y.reshape([size[n] for n in have]).transpose([have.index(n) for n in output])
-
-
-def _count(size, letters):
-    n = 1
-    for letter in letters:
-        n *= size[letter]
-    return n
