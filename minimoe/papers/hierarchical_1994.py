@@ -1,8 +1,10 @@
 """Hierarchical mixtures of experts: a soft decision tree, fitted by EM.
 
 M. I. Jordan and R. A. Jacobs, "Hierarchical Mixtures of Experts and the EM Algorithm", Neural
-Computation 6:181-214, 1994. The paper writes its equations for two levels; here there are any
-number of levels, and all nodes of a level are one array.
+Computation 6:181-214, 1994.
+
+The paper writes its equations for two levels; here there are any number of levels, and all nodes of
+a level are one array.
 
     here             paper          meaning
     N, D, O          t, --, --      cases, width of an input (its constant 1 included), of an output
@@ -246,7 +248,7 @@ def gradients(params, x, y, leaf):
     """Of l, the sum over cases, written out. Eqs. (2.14)-(2.16)
 
     Each leaf is pulled towards y by its share h_ij of the case; each gate moves from its prior to
-    its posterior, by the share of the case that reaches it.
+    its posterior, by the share of the case that reaches it. [N, D], [N, O] -> like the parameters
     """
     terms = log_terms(params, x, y, leaf)
     log_h = log_posteriors(*terms)
@@ -284,6 +286,7 @@ def em_step(params, x, y, leaf, settings=MStep()):
 
     Generalized EM: Q need not reach its maximum, only not fall, and l does not fall either
     (Dempster, Laird and Rubin 1977). That holds from variances that are not below the floor.
+    [N, D], [N, O] -> HierarchicalParams. ValueError where a ridge of 0 leaves a system singular.
     """
     params = tree.map(stop_gradient, params)
     h = tree.map(ops.exp, log_paths(log_posteriors(*log_terms(params, x, y, leaf))))
@@ -294,7 +297,7 @@ def em_step(params, x, y, leaf, settings=MStep()):
 def em_step_least_squares(params, x, y, leaf, settings=MStep()):
     """Algorithm 2: each gate's logits fitted by least squares to ln h, in place of its likelihood.
 
-    No iteration inside, but other estimates, and no promise: l may fall.
+    No iteration inside, but other estimates, and no promise: l may fall. Otherwise as ``em_step``.
     """
     params = tree.map(stop_gradient, params)
     log_h = log_posteriors(*log_terms(params, x, y, leaf))
@@ -308,7 +311,8 @@ def em_step_least_squares(params, x, y, leaf, settings=MStep()):
 def fit_gaussian_leaves(params, x, y, h, settings):
     """Weights by weighted least squares, then their variances. Eq. (2.22)
 
-    sigma_ij^2 = sum_t h_ij ||y - U_ij x||^2 / (O sum_t h_ij), not below the floor.
+    sigma_ij^2 = sum_t h_ij ||y - U_ij x||^2 / (O sum_t h_ij), not below the floor. Here and for
+    every kind of leaf: [N, D], [N, O], h_ij [N, leaves] -> HierarchicalParams
     """
     params = fit_gaussian_means(params, x, y, h, settings)
     q = squared_errors(y, linear_outputs(x, params.w_leaves))          # [N, leaves]

@@ -1,7 +1,8 @@
 """Adaptive mixtures of local experts: competition in place of cooperation.
 
 R. A. Jacobs, M. I. Jordan, S. J. Nowlan and G. E. Hinton, "Adaptive Mixtures of Local Experts",
-Neural Computation 3(1):79-87, 1991. (The preprint numbers Eqs. (1.1)-(1.5), (2.1) as (1)-(6).)
+Neural Computation 3(1):79-87, 1991. (The preprint numbers Eqs. (1.1)-(1.5), (2.1) as (1)-(6); the
+number (2.1) is unconfirmed.)
 
     here          paper       meaning
     N             c           cases; the paper's c is one of them
@@ -96,8 +97,9 @@ def local_experts(params, x):
 def squared_errors(d, o):
     """q_i = ||d - o_i||^2. [N, O], [N, E, O] -> [N, E]
 
-    This and what follows it: ValueError for shapes that do not match (NumPy would broadcast them
-    into nonsense without a word), for no case, no expert or no output, and for NaN.
+    Here, and in the errors, their gradients, ``responsibilities`` and ``blend``: ValueError for
+    shapes that do not match (NumPy would broadcast them into nonsense without a word), for no case,
+    no expert or no output, and for NaN.
     """
     _check(o, "d", d)
     return ops.square(d[..., None, :] - o).sum(axis=-1)                # [N, E]
@@ -157,6 +159,7 @@ def _check(o, name, a):
 
 # -- Their gradients, written out ----------------------------------------------------------------
 # Of each case's error, so that a reader can see what autodiff will find: who is pulled, how hard.
+# [N, O], [N, E, O], [N, E] -> [N, E, O], [N, E]
 
 class ErrorGradients(NamedTuple):
     o: Tensor        # [N, E, O]
