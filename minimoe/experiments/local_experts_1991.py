@@ -277,16 +277,16 @@ def judged(found, contrast):
         f"{six['training'].mean():.1f} and {twelve['training'].mean():.1f} %",
         bool(min(test.values()) >= 89 and all(net["test"].mean() > net["training"].mean()
                                               for net in (six, twelve))))
-    together, _, apart = (error["switch"] / error["blend"] for error in contrast.values())
+    cooperative, _, mixed = (error["switch"] / error["blend"] for error in contrast.values())
     yield Claim(
         "The cooperative error leaves experts that are wrong on their own: picked by their "
         "proportions they do more than 1.4 times worse than the blend; under the mixture error, "
         "less than 1.1 times.",
         "argued in Section 1, not measured",
-        f"{together.mean():.3f} ({together.min():.3f} to {together.max():.3f}) and "
-        f"{apart.mean():.3f} ({apart.min():.3f} to {apart.max():.3f}) times, over "
-        f"{apart.size} starts",
-        bool(together.mean() > 1.4 and apart.mean() < 1.1))
+        f"{cooperative.mean():.3f} ({cooperative.min():.3f} to {cooperative.max():.3f}) and "
+        f"{mixed.mean():.3f} ({mixed.min():.3f} to {mixed.max():.3f}) times, over "
+        f"{mixed.size} starts",
+        bool(cooperative.mean() > 1.4 and mixed.mean() < 1.1))
 
 
 def meeting_at_X(paths, epochs, X):
