@@ -182,8 +182,9 @@ def _list(functions, as_json):
                             for paper, function in functions])
     if not functions:
         print("none in the papers here")
+    width = max([20, *(len(function.equation) for _, function in functions)])
     for _, (equation, name, summary, file, line) in functions:
-        print(f"{equation or '--':<20} {name:<35} {_short(file)}:{line}\n    {summary}")
+        print(f"{equation or '--':<{width}} {name:<35} {_short(file)}:{line}\n    {summary}")
     return 0
 
 
