@@ -6,7 +6,6 @@ time on CuPy itself, where there is a GPU). A test that cannot is marked, with t
     @pytest.mark.numpy_only("the message is about NumPy's own subclass")
 """
 import importlib.util
-import os
 from pathlib import Path
 
 import hypothesis
@@ -21,10 +20,12 @@ TESTS = Path(__file__).resolve().parent
 ON_BOTH_LIBRARIES = ("autodiff", "ops", "papers", "routing", "test_densities.py", "test_nn.py",
                      "test_optim.py", "nn")
 
-hypothesis.settings.register_profile(
-    "minimoe", deadline=None, derandomize="CI" in os.environ,
-    # ``move`` and ``rng`` may be shared by all examples of one test: neither is changed by them
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+# the same examples for everybody; new ones with ``pytest --hypothesis-profile=explore``
+for name, derandomize in [("minimoe", True), ("explore", False)]:
+    hypothesis.settings.register_profile(
+        name, deadline=None, derandomize=derandomize,
+        # ``move`` and ``rng`` may be shared by all examples of one test: neither is changed by them
+        suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 hypothesis.settings.load_profile("minimoe")
 
 

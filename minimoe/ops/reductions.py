@@ -8,7 +8,7 @@ from minimoe.backend import namespace
 def _kept_shape(shape, axis):
     """``shape`` with 1 where ``axis``, a number, a tuple or None for all, takes an axis away."""
     axes = range(len(shape)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    axes = [a % len(shape) for a in axes]
+    axes = [a % len(shape) for a in axes if shape]     # a number has axis 0, to the libraries
     return tuple(1 if a in axes else n for a, n in enumerate(shape))
 
 

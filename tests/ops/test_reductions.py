@@ -28,6 +28,12 @@ def test_axes(move, rng, f, axis, keepdims):
     check_vjp(lambda x: f(x, axis=axis, keepdims=keepdims), move(x), rng=rng)
 
 
+@pytest.mark.parametrize("f, slope", [(ops.sum, 1), (ops.max, 1), (ops.min, 1)])
+def test_a_number_has_axis_0(move, f, slope):
+    x = Tensor(move(np.array(2.0)))
+    assert float(grad(f(x, axis=0), x)) == slope
+
+
 def test_sample_variance_by_hand(move):
     # mean 3; squares 4, 1, 9 add up to 14; 14 / (3 - 1)
     assert float(ops.var(move(np.array([1.0, 2.0, 6.0])), ddof=1)) == 7.0
