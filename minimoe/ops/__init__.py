@@ -59,9 +59,9 @@ Tensor.mean = lambda self, axis=None, keepdims=False: mean(self, axis=axis, keep
 Tensor.max = lambda self, axis=None, keepdims=False: max(self, axis=axis, keepdims=keepdims)
 Tensor.min = lambda self, axis=None, keepdims=False: min(self, axis=axis, keepdims=keepdims)
 Tensor.reshape = lambda self, *shape: reshape(
-    self, shape=shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape)
+    self, shape=shape[0] if len(shape) == 1 else shape)
 Tensor.transpose = lambda self, *axes: transpose(
-    self, axes=axes[0] if len(axes) == 1 and isinstance(axes[0], tuple) else axes or None)
+    self, axes=axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes or None)
 Tensor.swapaxes = lambda self, first, second: swapaxes(self, first=first, second=second)
 Tensor.astype = lambda self, dtype: astype(self, dtype=dtype)
 Tensor.T = property(transpose)

@@ -34,6 +34,13 @@ def test_a_list_is_not_an_index(move, key):
         ops.getitem(move(np.ones((2, 3))), key=key)
 
 
+@pytest.mark.parametrize("shape", [6, -1, (3, 2), [3, 2], [1, -1]], ids=str)
+def test_tensors_take_a_shape_and_an_order_of_axes_as_arrays_do(move, shape):
+    x = np.arange(6.0).reshape(2, 3)
+    assert Tensor(move(x)).reshape(shape).shape == x.reshape(shape).shape
+    assert (to_numpy(Tensor(move(x)).transpose([1, 0]).array) == x.T).all()
+
+
 @pytest.mark.parametrize("f", [
     lambda x, i: ops.take(x, i), lambda x, i: ops.take(x, i, axis=1),
     lambda x, i: ops.getitem(x, key=i), lambda x, i: ops.getitem(x, key=(..., i)),
