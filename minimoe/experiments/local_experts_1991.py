@@ -260,7 +260,7 @@ def judged(found, contrast):
         f"2 or 3 experts stay in use in every run, of 4 and of 8: the others' proportions never "
         f"exceed {IN_USE}.",
         "all but 2 or 3 experts end with proportions of effectively 0, in all runs",
-        f"{in_use.min()} to {in_use.max()} in use over {in_use.size} runs",
+        f"{range_of(in_use)} in use over {in_use.size} runs",
         bool(((in_use == 2) | (in_use == 3)).all()))
     yield Claim(
         f"They divide the task as it is made: in every run one expert has a mean proportion above "
