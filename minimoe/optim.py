@@ -28,6 +28,7 @@ class SGDState(NamedTuple):
 
 
 def sgd_init(params):
+    """Nothing seen yet: a velocity of 0, for ``sgd`` and ``nesterov``."""
     return SGDState(0, _zeros(params))
 
 
@@ -85,6 +86,7 @@ class AdamState(NamedTuple):
 
 
 def adam_init(params):
+    """Nothing seen yet: means of 0, for ``adam`` and ``adamw``."""
     return AdamState(0, _zeros(params), _zeros(params))
 
 
@@ -148,6 +150,7 @@ class AdafactorState(NamedTuple):
 
 
 def adafactor_init(params):
+    """Nothing seen yet: means of 0."""
     squares = tree.map(_as_matrix, _zeros(params))
     return AdafactorState(0, tree.map(_row_means, squares), tree.map(_column_means, squares))
 
