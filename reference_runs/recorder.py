@@ -18,7 +18,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 RECORDED = HERE / "recorded"
 MANIFEST = HERE / "manifest.json"
-KINDS = ("authors", "third-party", "torch", "transcription", "derivation")   # strongest first
+KINDS = ("authors", "third-party", "torch", "transcription")   # strongest first
 
 
 def start(seed):

@@ -16,7 +16,7 @@ NOT_RUNS = {"cupy_namespace.json"}
 NAMES = re.compile(r"(in|param|set|out)\.[\w.]+")
 SAYS_MORE = {"authors": {"repository", "commit", "entry"},
              "third-party": {"repository", "commit", "entry"},
-             "torch": {"of"}, "transcription": {"of"}, "derivation": {"of"}}
+             "torch": {"of"}, "transcription": {"of"}}
 
 
 def faults(folder):
