@@ -199,6 +199,7 @@ def bucket_starts(n_buckets, max_distance):
 
     From e = n // 2 on, bucket e + j begins at e (max_distance / e)^(j / (n - e)), rounded up. The
     released code rounds down a ratio of logarithms; here integers are compared, free of rounding.
+    ValueError for fewer than 2 buckets, or more than ``max_distance`` allows.
     """
     e = n_buckets // 2
     if not 1 <= e < max_distance:
