@@ -5,7 +5,7 @@
 Written from the paper, case by case, each tree walked by recursion from its root, each node fitted
 by itself: least squares by torch.linalg.lstsq on stacked rows, Newton steps with the gradient and
 the Hessian that torch.autograd finds, running inverses by torch.linalg.inv. Densities are those of
-torch.distributions.
+torch.distributions. The last digit of a least squares fit differs from one recording to the next.
 """
 import math
 
