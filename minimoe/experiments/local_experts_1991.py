@@ -372,10 +372,12 @@ def met(epochs):
 
 
 def mean(epochs):
+    """Over the starts that met the criterion; NaN where none did."""
     return met(epochs).mean() if met(epochs).size else np.nan
 
 
 def deviation(epochs):
+    """SD, with n - 1, over the starts that met the criterion; NaN where fewer than two did."""
     return met(epochs).std(ddof=1) if met(epochs).size > 1 else np.nan
 
 
