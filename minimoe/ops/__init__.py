@@ -45,6 +45,7 @@ Tensor.__rmatmul__ = lambda self, other: matmul(other, self)
 Tensor.__pow__ = power
 Tensor.__rpow__ = lambda self, other: power(other, self)
 Tensor.__neg__ = negative
+Tensor.__abs__ = abs
 Tensor.__getitem__ = lambda self, key: getitem(self, key=key)
 
 Tensor.__lt__ = lambda self, other: self.array < stop_gradient(other)

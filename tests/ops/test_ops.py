@@ -80,7 +80,8 @@ def test_infinities_and_nan(name, move):
     lambda x: x.T, lambda x: x.transpose(1, 0), lambda x: x.transpose((-1, 0)),
     lambda x: x.swapaxes(0, 1), lambda x: x.reshape(3, 2), lambda x: x.reshape((3, 2)),
     lambda x: x.reshape(-1), lambda x: ops.transpose(x), lambda x: x[::-1].max(), lambda x: x.min(),
-    lambda x: x.mean(axis=0), lambda x: x.astype("float64"), lambda x: -x, lambda x: 1 + x,
+    lambda x: x.mean(axis=0), lambda x: x.astype("float64"), lambda x: -x, lambda x: abs(x),
+    lambda x: 1 + x,
     lambda x: 1 - x, lambda x: 2 * x, lambda x: 1 / x, lambda x: 2.0 ** x, lambda x: x ** 2,
     lambda x: x @ x.T, lambda x: x.sum(axis=-1, keepdims=True)])
 def test_tensors_have_the_methods_and_operators_of_arrays(move, rng, f):
