@@ -97,6 +97,7 @@ def progress(total, label):
     """A progress bar on standard error, and none where that is no terminal. A context manager."""
     from tqdm import tqdm
     return tqdm(total=total, desc=label, leave=False, disable=not sys.stderr.isatty(),
+                nrows=24,   # not asked for: a terminal that does not know its size says 0
                 bar_format="{desc:<34} {bar} {n_fmt}/{total_fmt} {postfix}")
 
 
@@ -127,8 +128,8 @@ def panels(titles, columns, size, title):
 # -- In print ------------------------------------------------------------------------------------
 
 def text(outcome, width=None):
-    """Title, tables and claims as plain text, wrapped to ``width``: the terminal's, 120 at most."""
-    width = width or min(shutil.get_terminal_size((100, 24)).columns, 120)
+    """Title, tables and claims as plain text, wrapped to ``width``: the terminal's, 60 to 120."""
+    width = width or min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120)
     result = outcome.result
     parts = [_wrapped(result.title, width) + "\n" + "=" * min(width, len(result.title))]
     parts += [format_table(table, width) for table in result.tables]

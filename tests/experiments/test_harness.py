@@ -1,5 +1,8 @@
 """Tables and claims in print, and the record of a run."""
 import json
+import os
+import select
+import sys
 
 import numpy as np
 import pytest
@@ -46,6 +49,12 @@ def test_claims_in_print_are_wrapped_side_by_side():
         "          faster.               1124 epochs\n"
         "\n"
         "reported  At another scale.     not given        661")
+
+
+@pytest.mark.parametrize("columns, width", [(1, 60), (80, 80), (300, 120)])
+def test_a_terminal_of_any_width_gets_its_text(monkeypatch, columns, width):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert harness.text(outcome(HOLDS)) == harness.text(outcome(HOLDS), width=width)
 
 
 def test_the_whole_text_keeps_to_the_width_and_counts_the_claims():
@@ -102,3 +111,13 @@ def test_no_bar_in_a_pipe(capfd):
     with harness.progress(2, "label") as bar:
         bar.update()
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_bar_on_a_terminal_that_does_not_know_its_size(monkeypatch):
+    reader, terminal = os.openpty()   # 0 rows and 0 columns
+    with os.fdopen(terminal, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        with harness.progress(2, "label"):
+            shown, _, _ = select.select([reader], [], [], 5)
+            assert shown and b"label" in os.read(reader, 1000)
+    os.close(reader)
