@@ -152,7 +152,7 @@ def compare(args):
         raise UnusableRequest(*error.args)
     try:
         with np.errstate(all="ignore"):   # the numbers are the user's, infinities among them
-            computed = paper.oracle(run)
+            computed = paper.oracle(_in_float64(run))
             found = disagreements(computed, run, partial=args.partial)
     except RunError as error:
         raise UnusableRequest(*(f"{args.file}: {line}" for line in error.args))
@@ -171,6 +171,13 @@ def compare(args):
         if not found:
             print(f"agrees with {name} in {len(run.outputs)} outputs")
     return 1 if found else 0
+
+
+def _in_float64(run):
+    """The same run, computed so that whatever a float32 lost was lost by the user."""
+    def exact(x):
+        return x.astype(np.float64, copy=False)
+    return run._replace(inputs=tree.map(exact, run.inputs), params=tree.map(exact, run.params))
 
 
 # -- Printing ------------------------------------------------------------------------------------

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimoe import experiments
+from minimoe import experiments, tree
 from minimoe.__main__ import main
 from minimoe.cli import index
-from minimoe.oracle.runs import read_arrays
+from minimoe.oracle.runs import Run, read_arrays
+from minimoe.papers import local_experts_1991
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDED = ROOT / "reference_runs" / "recorded"
@@ -269,6 +270,20 @@ def test_compare_wants_every_output_unless_told_otherwise(cli, recorded, mine):
     assert cli("compare", "local", mine, "--partial") == (
         0, f"not given: o, grad.mixture_error.w_gate\n"
            f"agrees with local_experts_1991 in {n} outputs\n", "")
+
+
+def test_compare_adds_no_rounding_of_its_own_to_a_float32_run(cli, mine):
+    arrays = read_arrays(RECORDED / "local_experts_1991" / "far_targets.npz")
+    given = {key: array.astype("float32") for key, array in arrays.items()
+             if not key.startswith("out.")}
+    run = Run(*({key.partition(".")[2]: array.astype("float64") for key, array in given.items()
+                 if key.startswith(f"{group}.")} for group in ("in", "param", "set", "out")))
+    outputs = tree.named_leaves(local_experts_1991.oracle(run))
+    rounded = {f"out.{name}": array.astype("float32") if array.dtype == float else array
+               for name, array in outputs.items()}
+    np.savez(mine, **given, **rounded)
+    assert cli("compare", "local", mine) == (
+        0, f"agrees with local_experts_1991 in {len(rounded)} outputs\n", "")
 
 
 @pytest.mark.parametrize("key, value, said", [
