@@ -191,6 +191,9 @@ def pullback(out, g, params):
     ``params`` is a tree of Tensors, leaves or results of operations; ``g`` is an array of floats
     shaped like ``out``. Returns the same tree of arrays, each in its parameter's dtype: zeros where
     ``out`` does not depend on it. They share no memory with ``g`` or with one another.
+
+    TypeError for an ``out`` or parameters that are not Tensors, a cotangent that is not an array of
+    floats, or a vjp that gives something else; ValueError for a cotangent of another shape.
     """
     _check_recorded("pullback", out)
     if isinstance(g, Tensor):
@@ -234,7 +237,7 @@ def _backward(out, g, wanted):
             continue
         apart = type(node.vjp) is tuple
         flows = node.vjp if apart else _all_at_once(node, g)
-        place = -1         # by hand: zip would take as long as an operation on a small array
+        place = -1         # by hand: zip would take nearly as long as a sum of small arrays
         for parent in node.parents:
             place += 1
             flow = flows[place]
@@ -242,8 +245,11 @@ def _backward(out, g, wanted):
                 flow = flow(g)
             if flow is None or parent is None:
                 continue
-            if flow.shape != parent.array.shape:
-                flow = _sum_to_shape(flow, parent.array.shape)
+            try:
+                if flow.shape != parent.array.shape:
+                    flow = _sum_to_shape(flow, parent.array.shape)
+            except AttributeError:
+                raise TypeError(f"pullback: a vjp gives arrays; got {type(flow).__name__}")
             before = cotangents.get(parent)
             if before is None:
                 cotangents[parent] = flow
@@ -293,7 +299,10 @@ def _sum_to_shape(flow, shape):
 
 
 def grad(loss, params):
-    """Gradient of the scalar ``loss`` with respect to ``params``: a tree of arrays like theirs."""
+    """Gradient of the scalar ``loss`` with respect to ``params``: a tree of arrays like theirs.
+
+    TypeError for a loss on which nothing was recorded, ValueError for one that is not a scalar.
+    """
     _check_recorded("grad", loss)
     if loss.shape != ():
         raise ValueError(f"grad: the loss must be a scalar; got shape {loss.shape}")
@@ -303,7 +312,8 @@ def grad(loss, params):
 def value_and_grad(f, params, *args):
     """``f(params, *args)``, a scalar, and its gradient with respect to ``params``, a tree like it.
 
-    Returns (an array, a tree of arrays like ``params``). ``args`` are handed on as they are.
+    Returns (an array, a tree of arrays like ``params``). ``args`` are handed on as they are. Errors
+    are those of ``grad``.
     """
     tensors = tree.map(lambda p: Tensor(stop_gradient(p)), params)
     loss = f(tensors, *args)
