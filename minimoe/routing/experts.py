@@ -8,6 +8,17 @@ capacity and the number of experts. The loops here are over experts, never over 
 """
 from minimoe.autodiff.tensor import op
 from minimoe.backend import namespace
+from minimoe.routing.dispatch import gather, gather_back, packed_seats
+
+
+def expert_feed_forward(x, routing, w_in, w_out):
+    """The gated sum, over the choices kept, of relu(x w_in[e]) w_out[e]; zero for a token with none.
+
+    [T, D], Routing, [E, D, H], [E, H, D] -> [T, D]
+    """
+    seats, ends = packed_seats(routing.expert, routing.keep, w_in.shape[0])
+    y = relu_feed_forward(gather(x, seats), w_in, w_out, ends=ends)      # [R, D]
+    return gather_back(y, routing.gate, seats)
 
 
 @op
