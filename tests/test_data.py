@@ -1,10 +1,11 @@
-"""The vowel measurements that are shipped, and the task made of them."""
+"""The vowel measurements that are shipped and the task made of them; text and chains made here."""
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from minimoe.data import peterson_barney
+from minimoe.data import markov_chains, peterson_barney
+from minimoe.data.python_text import python_text
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +73,30 @@ def test_the_task_keeps_two_pairs_of_vowels_and_splits_by_speaker(data):
     assert (train.x[-1] * 1000).tolist() == pytest.approx([*data.formants[of_50][0, 1:3], 1000])
     of_75 = (data.speaker == 75) & (data.vowel == "aa") & (data.repetition == 2)
     assert (test.x[-1] * 1000).tolist() == pytest.approx([*data.formants[of_75][0, 1:3], 1000])
+
+
+# -- Markov chains -------------------------------------------------------------------------------
+
+def test_tokens_follow_the_tables(rng):
+    tables = markov_chains.chains(rng, n_languages=2, n_symbols=3)
+    drawn = markov_chains.tokens(rng, tables, 60_000)
+    counts = np.zeros((2, 3, 3))
+    np.add.at(counts, drawn, 1)
+    np.testing.assert_allclose(counts / counts.sum(axis=-1, keepdims=True), tables, atol=0.02)
+    np.testing.assert_allclose(counts.sum(axis=-1) / 60_000, 1 / 6, atol=0.01)
+
+
+def test_entropy_of_chains_by_hand():
+    sure, fair = [1.0, 0.0], [0.5, 0.5]
+    assert markov_chains.entropy(np.array([[sure, fair], [fair, fair]])) == pytest.approx(
+        0.75 * np.log(2))
+
+
+# -- Python's own text ---------------------------------------------------------------------------
+
+def test_the_text_prints_and_has_no_double_space():
+    symbols, train, test = python_text()
+    text = "".join(symbols[i] for i in np.concatenate([train, test]))
+    assert text.isprintable() and "  " not in text and "statement" in text
+    assert len(train) == len(text) * 9 // 10 > 100_000
+    assert list(symbols) == sorted(set(text))

@@ -24,6 +24,9 @@ import shutil
 import sys
 import textwrap
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,6 +102,53 @@ def progress(total, label):
     return tqdm(total=total, desc=label, leave=False, disable=not sys.stderr.isatty(),
                 nrows=24,   # not asked for: a terminal that does not know its size says 0
                 bar_format="{desc:<34} {bar} {n_fmt}/{total_fmt} {postfix}")
+
+
+def in_parallel(settings, function, cases, label):
+    """``function(settings, case)`` of every case, in their order, one process to a processor.
+
+    The products of one process run on one thread, so that processes do not queue for each other's;
+    on a GPU, and for a single case, all run in this process. ``function`` is a module's own, and
+    what it takes and gives can be pickled. A case that fails ends them all, with its error.
+    """
+    results = [None] * len(cases)
+    n_processes = min(_processors(), len(cases))
+    with progress(len(cases), label) as bar:
+        if settings.backend != "numpy" or n_processes < 2:
+            for i, case in enumerate(cases):
+                results[i] = function(settings, case)
+                bar.update()
+            return results
+        with _one_thread(), ProcessPoolExecutor(n_processes, get_context("spawn")) as pool:
+            waiting = {pool.submit(function, settings, case): i for i, case in enumerate(cases)}
+            try:
+                for done in as_completed(waiting):
+                    results[waiting[done]] = done.result()
+                    bar.update()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    return results
+
+
+def _processors():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _one_thread():
+    """For the processes started meanwhile, which read these when they import NumPy."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def spread(values, digits=0):

@@ -121,3 +121,33 @@ def test_a_bar_on_a_terminal_that_does_not_know_its_size(monkeypatch):
             shown, _, _ = select.select([reader], [], [], 5)
             assert shown and b"label" in os.read(reader, 1000)
     os.close(reader)
+
+
+# -- Many runs at once ---------------------------------------------------------------------------
+
+def square(settings, case):
+    if case < 0:
+        raise ValueError(f"square: needs a positive number; got {case}")
+    return case**2 + settings.seed, os.getpid(), os.environ.get("OMP_NUM_THREADS")
+
+
+def test_cases_run_in_processes_of_one_thread_and_come_back_in_order(monkeypatch):
+    monkeypatch.setattr(harness, "_processors", lambda: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    results = harness.in_parallel(Settings(seed=1), square, [3, 1, 2], "squares")
+    assert [value for value, *_ in results] == [10, 2, 5]
+    assert {threads for *_, threads in results} == {"1"}
+    assert os.getpid() not in {process for _, process, _ in results}
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
+def test_a_gpu_and_a_single_case_get_no_processes():
+    for settings, cases in (Settings(backend="cupy"), [1, 2]), (Settings(), [1]):
+        results = harness.in_parallel(settings, square, cases, "squares")
+        assert {process for _, process, _ in results} == {os.getpid()}
+
+
+def test_a_case_that_fails_ends_them_all_with_its_error(monkeypatch):
+    monkeypatch.setattr(harness, "_processors", lambda: 2)
+    with pytest.raises(ValueError, match="square: needs a positive number; got -1"):
+        harness.in_parallel(Settings(), square, [-1, 2, 3], "squares")
