@@ -27,7 +27,7 @@ def tokens(rng, tables, n_tokens):
     N, V, _ = tables.shape
     language, previous = rng.integers(N, size=n_tokens), rng.integers(V, size=n_tokens)
     rows = tables.cumsum(axis=-1)[language, previous]                  # [T, V]
-    u = rng.random(n_tokens) * rows[:, -1]                             # a sum may miss 1 by rounding
+    u = rng.random(n_tokens) * rows[:, -1]            # a row may miss 1 by rounding
     return Tokens(language, previous, (rows <= u[:, None]).sum(axis=-1))
 
 
