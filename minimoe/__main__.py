@@ -18,6 +18,7 @@ import numpy as np
 from minimoe import tree
 from minimoe.backend import BackendError, mover
 from minimoe.cli import index
+from minimoe.oracle.kinds import UnknownKind, find_kind
 
 
 class UnusableRequest(Exception):
@@ -31,7 +32,7 @@ def main(argv=None):
         code = args.verb(args)
         sys.stdout.flush()
         return code
-    except (UnusableRequest, index.UnknownPaper) as error:
+    except (UnusableRequest, index.UnknownPaper, UnknownKind) as error:
         for line in error.args:
             print(f"minimoe: {line}", file=sys.stderr)
         return 2
@@ -139,20 +140,25 @@ def _writing_to(directory):
 
 
 def compare(args):
-    """say where a run saved as a file parts from the paper"""
+    """say where a run saved as a file parts from the paper
+
+    Where a paper has several kinds of run, its kind goes with its name: PAPER/KIND.
+    """
     from minimoe.experiments.harness import plain
     from minimoe.oracle.disagreements import disagreements
     from minimoe.oracle.runs import RunError, read_run
 
-    name = index.find(args.paper)
-    paper = importlib.import_module(f"minimoe.papers.{name}")
+    paper, _, kind = args.paper.partition("/")
+    paper = index.find(paper)
+    oracle = find_kind(paper, kind)
+    name = f"{paper}/{kind}" if kind else paper
     try:
-        run = read_run(args.file, paper.RUN)
+        run = read_run(args.file, oracle.run)
     except RunError as error:
         raise UnusableRequest(*error.args)
     try:
         with np.errstate(all="ignore"):   # the numbers are the user's, infinities among them
-            computed = paper.oracle(_in_float64(run))
+            computed = oracle.outputs(_in_float64(run))
             found = disagreements(computed, run, partial=args.partial)
     except RunError as error:
         raise UnusableRequest(*(f"{args.file}: {line}" for line in error.args))
@@ -176,7 +182,7 @@ def compare(args):
 def _in_float64(run):
     """The same run, computed so that whatever a float32 lost was lost by the user."""
     def exact(x):
-        return x.astype(np.float64, copy=False)
+        return x.astype(np.float64, copy=False) if x.dtype.kind == "f" else x
     return run._replace(inputs=tree.map(exact, run.inputs), params=tree.map(exact, run.params))
 
 

@@ -13,9 +13,9 @@ from minimoe.__main__ import main
 from minimoe.cli import index
 from minimoe.oracle.runs import Run, read_arrays
 from minimoe.papers import local_experts_1991
+from tests.replay import RECORDED, RUNS
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORDED = ROOT / "reference_runs" / "recorded"
 
 
 @pytest.fixture
@@ -223,12 +223,22 @@ def mine(tmp_path):
     return tmp_path / "mine.npz"
 
 
-@pytest.mark.parametrize("path", sorted(RECORDED.glob("*_[0-9]*/*.npz")),
-                         ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_compare_agrees_with_a_recorded_run(cli, path):
-    n = sum(key.startswith("out.") for key in read_arrays(path))
-    name = path.parent.name
-    assert cli("compare", name, path) == (0, f"agrees with {name} in {n} outputs\n", "")
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_compare_agrees_with_a_recorded_run(cli, run):
+    n = sum(key.startswith("out.") for key in read_arrays(run.path))
+    assert cli("compare", run.name, run.path) == (0, f"agrees with {run.name} in {n} outputs\n", "")
+
+
+def test_compare_says_which_kinds_of_run_there_are(cli, mine):
+    code, out, err = cli("compare", "switch", mine)
+    assert (code, out) == (2, "")
+    assert err.startswith("minimoe: switch_2021 has several kinds of run; there are: switch_2021/")
+    code, out, err = cli("compare", "switch/nonsense", mine)
+    assert (code, out) == (2, "")
+    assert err.startswith("minimoe: no run is called switch_2021/nonsense; there are: switch_2021/")
+    assert cli("compare", "local/nonsense", mine) == (
+        2, "", "minimoe: no run is called local_experts_1991/nonsense; there is: "
+               "local_experts_1991\n")
 
 
 def test_compare_names_the_places_where_a_run_disagrees(cli, recorded, mine):

@@ -139,10 +139,13 @@ def papers_cite_with_a_version(path, source):
 
 def papers_have_an_oracle(path, source):
     if path.startswith("minimoe/papers/") and not path.endswith("__init__.py"):
-        functions = [node.name for node in ast.parse(source).body
-                     if isinstance(node, ast.FunctionDef)]
-        if "oracle" not in functions:
-            yield "has no function oracle(case)"
+        names = {name for node in ast.parse(source).body
+                 for name in ([node.name] if isinstance(node, ast.FunctionDef) else
+                              [target.id for target in node.targets
+                               if isinstance(target, ast.Name)]
+                              if isinstance(node, ast.Assign) else [])}
+        if not names & {"oracle", "ORACLES"}:
+            yield "has no function oracle(case), and no ORACLES"
 
 
 def arxiv_is_never_cited_without_a_version(path, source):
@@ -231,7 +234,7 @@ def lacking(root):
             yield f"{paper} has no experiment"
         if not (root / "reference_runs" / "papers" / f"{paper}.py").exists():
             yield f"{paper} has no recorder"
-        if not list((root / "reference_runs" / "recorded" / paper).glob("*.npz")):
+        if not list((root / "reference_runs" / "recorded" / paper).rglob("*.npz")):
             yield f"{paper} has no recorded run"
         if not (root / "tests" / "papers" / f"test_{paper}.py").exists():
             yield f"{paper} has no test file"

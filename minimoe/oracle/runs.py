@@ -21,6 +21,8 @@ from minimoe import tree
 from minimoe.backend import to_numpy
 
 GROUPS = ("in", "param", "set", "out")   # of a key, in the order of Run's fields
+KINDS = {"float": "f", "int": "iu", "bool": "b"}
+NAMES = {"float": "float32 or float64", "int": "integers", "bool": "booleans"}
 LARGEST = 2**30                          # bytes unpacked: a small file can claim any size
 
 
@@ -42,10 +44,11 @@ def read_run(path, schema):
     """The run in a file, checked against a paper's ``RUN``.
 
     ``schema`` gives each key of ``in``, ``param`` and ``set`` its shape in letters, which must
-    mean one size throughout. A key with ``*`` stands for as many as are numbered from 0, and a
-    shape that begins ``...`` has any number of leading axes. RunError, naming file and key, for
-    what is missing, unknown, of another shape or kind, or not finite. Outputs are checked once
-    they have been computed: see ``disagreements``.
+    mean one size throughout; ``int`` or ``bool`` before them for an input that is not of floats.
+    A key with ``*`` stands for as many as are numbered from 0, and a shape that begins ``...`` has
+    any number of leading axes. RunError, naming file and key, for what is missing, unknown, of
+    another shape or kind, or not finite. Outputs are checked once they have been computed: see
+    ``disagreements``.
     """
     arrays = read_arrays(path)
     problems = list(_problems(arrays, schema))
@@ -168,6 +171,7 @@ def _numbered(key, arrays):
 
 def _misfits(key, array, letters, sizes):
     """What is wrong with one array. ``sizes`` gains the letters that it is the first to have."""
+    kind = letters.pop(0) if letters[:1] in (["int"], ["bool"]) else "float"
     misfit = f"{key}: shape {array.shape} does not fit {' '.join(letters) or 'a number'}"
     n_leading = 0
     if letters[:1] == ["..."]:
@@ -183,7 +187,7 @@ def _misfits(key, array, letters, sizes):
     if array.size == 0:
         yield f"{key}: shape {array.shape} holds nothing"
     if key.startswith(("in.", "param.")):
-        if array.dtype.kind != "f":
-            yield f"{key}: needs float32 or float64; got {array.dtype}"
+        if array.dtype.kind not in KINDS[kind]:
+            yield f"{key}: needs {NAMES[kind]}; got {array.dtype}"
         elif not np.isfinite(array).all():
             yield f"{key}: holds NaN or infinity"

@@ -54,6 +54,18 @@ def test_a_run_is_read_by_group_and_name(arrays, path):
     assert run.outputs["expert"].dtype == arrays["out.expert"].dtype
 
 
+def test_an_input_may_be_of_integers_or_booleans(arrays, path):
+    schema = SCHEMA | {"in.token": "int N", "in.padding": "bool N"}
+    given = arrays | {"in.token": np.arange(6), "in.padding": np.zeros(6, bool)}
+    np.savez(path, **given)
+    assert read_run(path, schema).inputs["token"].dtype == np.arange(6).dtype
+    np.savez(path, **given | {"in.token": np.ones(6), "in.padding": np.arange(6)})
+    assert refused(path, schema) == ["in.token: needs integers; got float64",
+                                     "in.padding: needs booleans; got int64"]
+    np.savez(path, **given | {"in.token": np.arange(5)})
+    assert refused(path, schema) == ["in.token: shape (5,) does not fit N: N is 6 in in.x"]
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_what_write_run_or_numpy_saves_is_what_is_read(arrays, path, tmp_path, save):
     save(path, **arrays)
