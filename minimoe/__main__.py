@@ -42,6 +42,10 @@ def main(argv=None):
     except BrokenPipeError:   # whoever reads us, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:   # a full disk behind standard output; files have their own report
+        print(f"minimoe: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
 
 
 def _parser():
