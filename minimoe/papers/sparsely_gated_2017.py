@@ -1,0 +1,644 @@
+"""Sparsely-gated mixtures of experts: a noisy gate picks a few of very many.
+
+N. Shazeer, A. Mirhoseini, K. Maziarz, A. Davis, Q. Le, G. Hinton and J. Dean, "Outrageously Large
+Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer", ICLR 2017. arXiv:1701.06538v1.
+
+    here         paper                  meaning
+    T            |X|, b                 rows of a batch, all time steps run together
+    D            d                      width of a row
+    E, k         n, k                   experts, experts chosen per row
+    A, B         a, b                   groups and experts in each, of the hierarchical layer
+    H            --                     hidden width of an expert; the paper's H(x) is ``noisy``
+    clean, std   x W_g, Softplus(...)   logits without noise, standard deviation of theirs
+    epsilon      StandardNormal()       the draw, given by the caller; 0 for no noise
+    noisy        H(x)                   noisy logits
+    gate         G(x)                   weights of the experts' outputs; 0 for those not chosen
+    threshold    kth_excluding(...)     what an expert's noisy logit must exceed to be chosen
+    p            P(x, i)                probability that it would, were its noise drawn again
+    m            m                      rows per expert, strictly balanced
+
+There is no capacity: no expert turns a row away. Losses come without their weights w.
+
+Where sources part, the text is the default. T2T is tensor2tensor's expert_utils.py (bafdc1b), DM
+davidmrau/mixture-of-experts (f662999), FM the NoisyGate of the FastMoE family, VM vmoe (942a78b):
+
+    noise's std        text: Softplus; T2T, DM, FM add 1e-2: noise_std_tensor2tensor
+                       VM: 1 / E for all experts, not learnt: noise_std_vmoe
+    gate               text, T2T, FM: softmax of the top k; DM: softmax of all, of which the top k
+                       are divided by (their sum + 1e-6): gate_davidmrau
+    threshold          text, T2T, FM: kth_excluding; VM counts the expert itself: kth_inclusive
+                       DM compares logits with probabilities, an error: threshold_davidmrau
+    its gradient       text: not said; here, and in all of these, it passes; to hold it, give
+                       load_probability the stop_gradient of a threshold
+    k = E              text: not said; here P = 1; T2T, DM, FM: load_hard, which is the same
+    no noise           text: not said; here Eq. (9) all the same; T2T, DM: load_hard
+    importance         text, T2T, DM, FM: of the gate; VM: of ``softmax_gate``
+    CV                 text: not said of what variance; population: T2T, VM, here; T2T adds 1e-10:
+                       cv_squared_tensor2tensor; DM, FM take the sample's: cv_squared_davidmrau
+    gate at the start  text, T2T, DM: 0; FM: uniform, not built
+    sum of outputs     text: linear; DM before December 2023: combine_log_space
+    output             text: sigmoid, dropout and residual around the layer; T2T, DM: the bare sum
+    hierarchical CV    text: not said; here over all A * B, no further one over groups
+    group of no row    text: Eq. (14) is 0 / 0; here its load is 0
+    m                  text: k T / E, not said where that is no whole number; here rounded down
+    other top-k gates  mesh (da90793) and T2T on TPUs limit capacity: not built
+"""
+import math
+from typing import NamedTuple
+
+from minimoe import nn, ops
+from minimoe.autodiff.tensor import Tensor, stop_gradient
+from minimoe.backend import identity, is_array, namespace
+from minimoe.optim import inverse_square_root, linear_warmup
+from minimoe.routing.dispatch import Routing, gather, packed_seats
+from minimoe.routing.experts import expert_feed_forward, ragged_matmul
+from minimoe.routing.topk import slots, top_k
+
+CERTAIN = 40    # standard deviations: beyond, the normal distribution and its density underflow
+
+
+# -- Gates, Section 2.1 --------------------------------------------------------------------------
+
+class GateParams(NamedTuple):
+    w_gate: Tensor    # [D, E]
+    w_noise: Tensor   # [D, E]
+
+
+class Gating(NamedTuple):
+    clean: Tensor       # [T, E]
+    std: Tensor         # [T, E]
+    noisy: Tensor       # [T, E]
+    gate: Tensor        # [T, E]
+    p: Tensor           # [T, E]
+    routing: Routing    # of the k chosen: its gates are those of ``gate``, the largest first
+
+
+def gate_init(width, n_experts):
+    """Zeros, so that all experts begin with equal load (Appendix A): the noise alone decides."""
+    zeros = namespace().zeros
+    return GateParams(zeros((width, n_experts)), zeros((width, n_experts)))
+
+
+def softmax_gate(x, w_gate):
+    """The gate that is not sparse, Eq. (2), again Eq. (15). [T, D], [D, E] -> [T, E]"""
+    return ops.softmax(x @ w_gate)
+
+
+def noise_std(raw):
+    """Softplus(x W_noise), of Eq. (4). [T, E] -> [T, E]"""
+    return ops.softplus(raw)
+
+
+def noisy_logits(clean, std, epsilon):
+    """H(x), Eq. (4). [T, E], [T, E], [T, E] -> [T, E]"""
+    return clean + epsilon * std
+
+
+def keep_top_k(logits, k):
+    """-inf for all but the k largest of a row; of equals, the lower index is kept. Eq. (5)
+
+    [T, E] -> [T, E]
+    """
+    return ops.where(top_k_mask(logits, k), logits, -math.inf)
+
+
+def gate_of_top_k(noisy, k):
+    """G(x) = Softmax(KeepTopK(H(x), k)), Eq. (3). [T, E] -> [T, E]
+
+    For k = 1 it is 1, and no gradient of the task reaches the gate.
+    """
+    return ops.softmax(keep_top_k(noisy, k))
+
+
+def noisy_top_k(clean, raw, epsilon, k):
+    """Noisy top-k gating and its load, Eqs. (3)-(5) and (9), of x W_g and x W_noise. -> Gating
+
+    [T, E], [T, E], [T, E]
+    """
+    std = noise_std(raw)
+    noisy = noisy_logits(clean, std, epsilon)
+    p = load_probability(clean, std, kth_excluding(noisy, k))
+    return _gating(clean, std, noisy, gate_of_top_k(noisy, k), p, k)
+
+
+def _gating(clean, std, noisy, gate, p, k):
+    expert = top_k(noisy, k)                                             # [T, k]
+    routing = Routing(expert, slots(expert, noisy.shape[1]), expert >= 0,
+                      ops.take_along_axis(gate, expert))
+    return Gating(clean, std, noisy, gate, p, routing)
+
+
+# -- Balance, Section 4 and Appendix A -----------------------------------------------------------
+
+def importance(gate):
+    """What the gate gave each expert, Eq. (6). [T, E] -> [E]"""
+    return gate.sum(axis=0)
+
+
+def importance_loss(importance):
+    """CV(Importance)^2, Eq. (7) without w. [E] -> []"""
+    return cv_squared(importance)
+
+
+def kth_excluding(noisy, k):
+    """The k-th largest of a row with entry i left out, for each i; of Eq. (8). [T, E] -> [T, E]
+
+    Expert i is chosen where its logit exceeds it. That is the (k + 1)-th largest of the whole row
+    for those that are chosen, the k-th for the others. With k = E nothing is in the way: -inf.
+    """
+    if k == noisy.shape[1]:
+        return 0 * stop_gradient(noisy) - math.inf
+    largest = ops.take_along_axis(noisy, top_k(noisy, k + 1))            # [T, k+1]
+    return ops.where(top_k_mask(noisy, k), largest[:, k:], largest[:, k - 1:k])
+
+
+def load_probability(clean, std, threshold):
+    """P(x, i) = Phi((clean - threshold) / std), Eq. (9). [T, E], [T, E], [T, E] -> [T, E]
+
+    The other experts' noise stays as drawn, in the threshold, through which the gradient passes.
+    Where std is 0 it is a step, 1/2 at the threshold, with a gradient of 0.
+    """
+    margin = clean - threshold
+    above = stop_gradient(margin)
+    certain = abs(above) >= CERTAIN * stop_gradient(std)
+    end = ((above > 0) * CERTAIN - (above < 0) * CERTAIN).astype(above.dtype)
+    return ops.normal_cdf(ops.where(certain, end, margin) / ops.where(certain, 1.0, std))
+
+
+def load(p):
+    """How many rows each expert can expect, Eq. (10). [T, E] -> [E]"""
+    return p.sum(axis=0)
+
+
+def load_loss(load):
+    """CV(Load)^2, Eq. (11) without w. [E] -> []"""
+    return cv_squared(load)
+
+
+def cv_squared(v):
+    """Variance over squared mean, of a population; 0 where the mean is 0. [E] -> []"""
+    mean = v.mean()
+    return ops.var(v) / ops.square(ops.where(mean == 0, 1.0, mean))
+
+
+# -- The layer, Section 2 ------------------------------------------------------------------------
+
+class SparselyGatedParams(NamedTuple):
+    gate: GateParams
+    w_in: Tensor    # [E, D, H]
+    w_out: Tensor   # [E, H, D]
+
+
+class SparselyGatedOutput(NamedTuple):
+    y: Tensor            # [T, D]
+    importance: Tensor   # [E]
+    load: Tensor         # [E]
+    routing: Routing
+
+
+def init(rng, n_experts, width, hidden):
+    """The gate at zero (Appendix A); experts, of which the paper says nothing, from normal draws.
+
+    Their variance is 2 / D into the relu and 1 / H out of it.
+    """
+    return SparselyGatedParams(gate_init(width, n_experts),
+                               *_experts_init(rng, (n_experts,), width, hidden))
+
+
+def _experts_init(rng, n_experts, width, hidden):
+    return (math.sqrt(2 / width) * rng.standard_normal((*n_experts, width, hidden)),
+            math.sqrt(1 / hidden) * rng.standard_normal((*n_experts, hidden, width)))
+
+
+def moe(params, x, epsilon, k, noisy_top_k=noisy_top_k):
+    """y = sum_i G(x)_i E_i(x), Eq. (1), over the experts chosen. [T, D], [T, E] -> [T, D]
+
+    An expert is a layer of relu units between two matrices (Appendix C.1). ``epsilon`` is a draw
+    from the standard normal, or the number 0 for no noise; ``noisy_top_k`` another's gating.
+    ValueError where x is not [T, D], epsilon not [T, E] or k not between 1 and E, and for NaN or
+    infinity in x, epsilon or the gate's weights.
+    """
+    w_gate, w_noise = params.gate
+    _check("moe", x, params.gate, epsilon, k, w_gate.shape[:1], w_gate.shape[1:])
+    gating = noisy_top_k(x @ w_gate, x @ w_noise, epsilon, k)
+    y = expert_feed_forward(x, gating.routing, params.w_in, params.w_out)
+    return SparselyGatedOutput(y, importance(gating.gate), load(gating.p), gating.routing)
+
+
+def _check(name, x, gate, epsilon, k, width, n_experts):
+    if x.ndim != 2 or x.shape[1:] != width:
+        raise ValueError(f"{name}: x must be [T, {width[0]}], all leading axes run together; "
+                         f"got {x.shape}")
+    E = n_experts[-1]
+    if k not in range(1, E + 1):
+        raise ValueError(f"{name}: k must be a whole number between 1 and {E} experts; got {k}")
+    if is_array(epsilon) and epsilon.shape != (len(x), *n_experts):
+        raise ValueError(f"{name}: epsilon must be {[len(x), *n_experts]}, or the number 0; "
+                         f"got {epsilon.shape}")
+    for argument, a in [("x", x), ("w_gate", gate.w_gate), ("w_noise", gate.w_noise),
+                        ("epsilon", epsilon)]:
+        a = stop_gradient(a)
+        if is_array(a) and not (abs(a) < math.inf).all():
+            raise ValueError(f"{name}: {argument} must be finite")
+
+
+# -- Two levels, Appendix B ----------------------------------------------------------------------
+
+class HierarchicalParams(NamedTuple):
+    primary: GateParams     # [D, A]
+    secondary: GateParams   # [A, D, B]
+    w_in: Tensor            # [A, B, D, H]
+    w_out: Tensor           # [A, B, H, D]
+
+
+class HierarchicalOutput(NamedTuple):
+    y: Tensor            # [T, D]
+    importance: Tensor   # [A, B]
+    load: Tensor         # [A, B]
+    routing: Routing     # over A * B experts, those of a group side by side; k1 * k2 for each row
+
+
+def hierarchical_init(rng, n_groups, group_size, width, hidden):
+    """As ``init``: all gates at zero."""
+    zeros = namespace().zeros
+    shape = n_groups, width, group_size
+    return HierarchicalParams(
+        gate_init(width, n_groups), GateParams(zeros(shape), zeros(shape)),
+        *_experts_init(rng, (n_groups, group_size), width, hidden))
+
+
+def hierarchical_moe(params, x, epsilon, k):
+    """A gate over groups, and in each group chosen one over its experts. Eqs. (12)-(14)
+
+    ``k`` is a pair: groups per row, experts per group. So is ``epsilon``: [T, A] and [T, k1, B],
+    the draws of a row's groups in the order of its choice, the best first; or 0 and 0. No other
+    gate of the second level is computed. Errors as in ``moe``. [T, D] -> [T, D]
+    """
+    A, D, B = params.secondary.w_gate.shape
+    k1, k2 = k
+    _check("hierarchical_moe", x, params.primary, epsilon[0], k1, (D,), (A,))
+    _check("hierarchical_moe", x, params.secondary, epsilon[1], k2, (D,), (k1, B))
+    w_gate, w_noise = params.primary
+    primary = noisy_top_k(x @ w_gate, x @ w_noise, epsilon[0], k1)
+    group, _, keep, group_gate = primary.routing                         # [T, k1]
+
+    seats, ends = packed_seats(group, keep, A)                           # R = T * k1, by group
+    rows = gather(x, seats)                                              # [R, D]
+    w_gate, w_noise = params.secondary
+    drawn = epsilon[1].reshape(-1, B)[seats.choice] if is_array(epsilon[1]) else epsilon[1]
+    secondary = noisy_top_k(ragged_matmul(rows, w_gate, ends=ends),      # [R, B]
+                            ragged_matmul(rows, w_noise, ends=ends), drawn, k2)
+    product = group_gate.reshape(-1)[seats.choice][:, None] * secondary.gate    # [R, B]
+
+    expert = group[:, :, None] * B + secondary.routing.expert[seats.seat]       # [T, k1, k2]
+    expert = expert.reshape(len(x), k1 * k2)
+    gate = group_gate[:, :, None] * secondary.routing.gate[seats.seat]          # [T, k1, k2]
+    routing = Routing(expert, slots(expert, A * B), expert >= 0, gate.reshape(*expert.shape))
+    w_in, w_out = (w.reshape(A * B, *w.shape[2:]) for w in params[2:])
+    y = expert_feed_forward(x, routing, w_in, w_out)                     # [T, D]    Eq. (12)
+
+    parts = [slice(ends[i], ends[i + 1]) for i in range(A)]              # X^(i)
+    load_of_group = load(primary.p)                                      # [A]
+    return HierarchicalOutput(
+        y,
+        ops.stack([importance(product[part]) for part in parts]),        # [A, B]    Eq. (13)
+        ops.stack([load_of_group[i] * load(secondary.p[part]) / max(part.stop - part.start, 1)
+                   for i, part in enumerate(parts)]),                    # [A, B]    Eq. (14)
+        routing)
+
+
+# -- Around the layer: a language model, Appendix C.1 --------------------------------------------
+
+class LanguageModelParams(NamedTuple):
+    embedding: nn.EmbeddingParams   # [V, D]
+    lstm_below: nn.LSTMParams       # of D units
+    moe: SparselyGatedParams        # or HierarchicalParams
+    lstm_above: nn.LSTMParams       # of D units
+    w_softmax: Tensor               # [D, V]
+
+
+class DropoutMasks(NamedTuple):
+    """What each layer's output is multiplied with, [S, B, D]: see ``dropout_mask``; 1 for none."""
+    embedding: Tensor = 1.0
+    lstm_below: Tensor = 1.0
+    moe: Tensor = 1.0
+    lstm_above: Tensor = 1.0
+
+
+class LanguageModelOutput(NamedTuple):
+    logits: Tensor       # [S, B, V]
+    importance: Tensor   # [E], or [A, B]
+    load: Tensor
+    routing: Routing     # T = S * B, the words of one time step side by side
+
+
+def language_model_init(rng, vocabulary, width, moe):
+    """Around the parameters of a layer; the paper gives no scales.
+
+    Embedding N(0, 0.1^2), LSTMs N(0, 1 / 2D) with a bias of 1 at the forget gate and 0 elsewhere,
+    softmax N(0, 1 / D).
+    """
+    D = width
+
+    def lstm():
+        w_in, w_hidden = rng.standard_normal((2, D, 4 * D)) / math.sqrt(2 * D)
+        b = namespace().zeros(4 * D)
+        b[D:2 * D] = 1
+        return nn.LSTMParams(w_in, w_hidden, b)
+
+    return LanguageModelParams(nn.EmbeddingParams(0.1 * rng.standard_normal((vocabulary, D))),
+                               lstm(), moe, lstm(),
+                               rng.standard_normal((D, vocabulary)) / math.sqrt(D))
+
+
+def dropout_mask(u, rate):
+    """0 with probability ``rate``, else 1 / (1 - rate); ``u`` is the draw, uniform on [0, 1).
+
+    ValueError for a rate that is not in [0, 1).
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout_mask: the rate must be at least 0 and below 1; got {rate}")
+    return (u >= rate).astype(u.dtype) / (1 - rate)
+
+
+def language_model(params, words, epsilon, k, masks=DropoutMasks(), layer=moe):
+    """Embedding, LSTM, MoE, LSTM and softmax: the logits of what comes next (Appendix C.1).
+
+    The MoE is applied to all time steps at once, as to one batch (Section 3.1). Every layer but
+    the softmax has dropout, and after it, but for the embedding, its input added; the MoE a sigmoid
+    before both. ``layer`` is ``moe`` or ``hierarchical_moe``, and ``epsilon`` and ``k`` are its
+    own, with T = S * B. [S, B] int -> [S, B, V]
+    """
+    x = masks.embedding * nn.embedding(params.embedding, words)          # [S, B, D]
+    x = x + masks.lstm_below * nn.lstm(params.lstm_below, x).hidden
+    S, B, D = x.shape
+    out = layer(params.moe, x.reshape(S * B, D), epsilon, k)             # [S*B, D]
+    x = x + masks.moe * ops.sigmoid(out.y).reshape(S, B, D)
+    x = x + masks.lstm_above * nn.lstm(params.lstm_above, x).hidden
+    return LanguageModelOutput(x @ params.w_softmax, out.importance, out.load, out.routing)
+
+
+def learning_rate_factor(step, n_warmup=1000):
+    """Up in a line, then with 1 / sqrt(t): Appendix C.1. What follows ``step`` updates, at most 1.
+
+    The paper gives neither the highest rate nor whether it is reached without a jump: here it is.
+    """
+    return linear_warmup(step, n_warmup) * inverse_square_root(step, n_warmup)
+
+
+def translation_learning_rate_factor(step, n_warmup=2000, n_constant=8000):
+    """``learning_rate_factor`` with a stretch at its highest: Appendix E."""
+    return linear_warmup(step, n_warmup) * inverse_square_root(step, n_warmup + n_constant)
+
+
+# -- Parameters and operations, Tables 7 and 8 ---------------------------------------------------
+# Without embedding and softmax, and without biases. An operation is a multiplication with an
+# addition, forward, for one word.
+
+def lstm_parameters(n_inputs, n_units, n_outputs=None):
+    """Weights of an LSTM, as many as its operations; its output may be projected, and fed back."""
+    if n_outputs is None:
+        return 4 * (n_inputs + n_units) * n_units
+    return 4 * (n_inputs + n_outputs) * n_units + n_units * n_outputs
+
+
+def expert_parameters(width, hidden):
+    """Weights of one expert, as many as its operations."""
+    return 2 * width * hidden
+
+
+def gate_parameters(width, n_experts):
+    """Weights of a noisy gate, as many as its operations."""
+    return 2 * width * n_experts
+
+
+def moe_parameters(width, hidden, n_experts):
+    """Weights of a flat layer."""
+    return n_experts * expert_parameters(width, hidden) + gate_parameters(width, n_experts)
+
+
+def moe_operations(width, hidden, n_experts, k):
+    """Operations of a flat layer."""
+    return k * expert_parameters(width, hidden) + gate_parameters(width, n_experts)
+
+
+def hierarchical_parameters(width, hidden, n_groups, group_size):
+    """Weights of a hierarchical layer."""
+    return (gate_parameters(width, n_groups)
+            + n_groups * moe_parameters(width, hidden, group_size))
+
+
+def hierarchical_operations(width, hidden, n_groups, group_size, k):
+    """Operations of a hierarchical layer, ``k`` a pair: the gates of the chosen groups alone."""
+    return (gate_parameters(width, n_groups)
+            + k[0] * moe_operations(width, hidden, group_size, k[1]))
+
+
+# -- Strictly balanced gating, Appendix F --------------------------------------------------------
+
+class StrictlyBalancedParams(NamedTuple):
+    w_gate: Tensor      # [D, E]
+    threshold: Tensor   # [E]      the paper's T
+    w_in: Tensor        # [E, D, H]
+    w_out: Tensor       # [E, H, D]
+
+
+class StrictlyBalancedOutput(NamedTuple):
+    y: Tensor                 # [T, D]
+    importance: Tensor        # [E]
+    threshold_loss: Tensor    # []       Eq. (20)
+    routing: Routing          # K = E: each row with each expert, and ``keep`` says which are meant
+
+
+def strictly_balanced_init(rng, n_experts, width, hidden):
+    """Gate and thresholds at zero, experts as in ``init``."""
+    zeros = namespace().zeros
+    return StrictlyBalancedParams(zeros((width, n_experts)), zeros(n_experts),
+                                  *_experts_init(rng, (n_experts,), width, hidden))
+
+
+def masked_gate(probs, mask):
+    """The gate of Eq. (16): a masked softmax, normalised; 0 for a row without an expert.
+
+    [T, E], [T, E] bool -> [T, E]
+    """
+    masked = probs * mask
+    total = masked.sum(axis=-1, keepdims=True)                           # [T, 1]
+    return masked / ops.where(total == 0, 1.0, total)
+
+
+def top_k_mask(v, k):
+    """True for the k largest of a row; of equals, the lower index. Eq. (17) [T, E] -> [T, E] bool
+
+    With it, Eq. (16) is Eq. (3) without noise.
+    """
+    return identity(v.shape[1], like=stop_gradient(v))[top_k(v, k)].sum(axis=1) > 0
+
+
+def batchwise_mask(probs, m):
+    """True for the m largest of a column, of equals the lower row: Eq. (18).
+
+    [T, E] -> [T, E] bool
+    """
+    order = (-stop_gradient(probs)).argsort(axis=0, kind="stable")
+    return order.argsort(axis=0, kind="stable") < m
+
+
+def expert_capacity(n_rows, n_experts, k):
+    """m = k T / E, of Eq. (18): rows for each expert, rounded down, but at least 1."""
+    return max(k * n_rows // n_experts, 1)
+
+
+def threshold_mask(probs, threshold):
+    """True above an expert's threshold, for inference: Eq. (19). [T, E], [E] -> [T, E] bool"""
+    return stop_gradient(probs) > stop_gradient(threshold)
+
+
+def threshold_loss(probs, threshold, m):
+    """What the thresholds learn to stand in for the batch by: Eq. (20). [T, E], [E] -> []
+
+    Never negative; 0 where the two masks are the same. As a function of a threshold it is convex,
+    and least between the m-th and the next of its column.
+    """
+    margin = probs - threshold
+    return (margin * threshold_mask(probs, threshold) - margin * batchwise_mask(probs, m)).sum()
+
+
+def strictly_balanced_moe(params, x, k):
+    """Each expert is given the same number of rows, a row k experts on average: for training.
+
+    The threshold loss reaches ``threshold`` alone: the paper does not say whether it should move
+    the gate as well. [T, D] -> [T, D]
+    """
+    probs, m = _probs("strictly_balanced_moe", params, x, k)
+    mask = batchwise_mask(probs, m)
+    return _balanced(params, x, probs, mask, m)
+
+
+def threshold_moe(params, x, k):
+    """The layer by its thresholds, for inference: any number of rows for each expert."""
+    probs, m = _probs("threshold_moe", params, x, k)
+    return _balanced(params, x, probs, threshold_mask(probs, params.threshold), m)
+
+
+def _probs(name, params, x, k):
+    D, E = params.w_gate.shape
+    _check(name, x, GateParams(params.w_gate, 0), 0, k, (D,), (E,))
+    return softmax_gate(x, params.w_gate), expert_capacity(len(x), E, k)
+
+
+def _balanced(params, x, probs, mask, m):
+    gate = masked_gate(probs, mask)                                      # [T, E]
+    expert = ops.broadcast_to(namespace(mask).arange(mask.shape[1]), shape=mask.shape)
+    routing = Routing(expert, mask.cumsum(axis=0) - 1, mask, gate)
+    y = expert_feed_forward(x, routing, params.w_in, params.w_out)
+    return StrictlyBalancedOutput(
+        y, importance(gate), threshold_loss(stop_gradient(probs), params.threshold, m), routing)
+
+
+# -- Attention of the translation model, Appendix G ----------------------------------------------
+
+class AttentionParams(NamedTuple):
+    u: Tensor   # [D, H]
+    w: Tensor   # [D, H]
+    v: Tensor   # [H]
+
+
+def attention_gnmt(params, source, target):
+    """sum_q V_q tanh((x_i U)_q + (y_j W)_q), of GNMT: Eq. (21). [S, D], [R, D] -> [S, R]"""
+    hidden = (source @ params.u)[..., :, None, :] + (target @ params.w)[..., None, :, :]
+    return ops.tanh(hidden) @ params.v                                   # [S, R]
+
+
+def attention(params, source, target):
+    """sum_q V_q tanh((x_i U)_q) tanh((y_j W)_q), one matrix product: Eq. (22).
+
+    [S, D], [R, D] -> [S, R]
+    """
+    return (ops.tanh(source @ params.u) * params.v) @ ops.tanh(target @ params.w).swapaxes(-1, -2)
+
+
+# -- As others have it ---------------------------------------------------------------------------
+
+def noise_std_tensor2tensor(raw, floor=1e-2):
+    """``noise_std`` that never falls to 0: T2T, DM and FM. [T, E] -> [T, E]"""
+    return noise_std(raw) + floor
+
+
+def noise_std_vmoe(n_experts, scale=1.0):
+    """The one standard deviation of all experts and rows: VM."""
+    return scale / n_experts
+
+
+def gate_davidmrau(noisy, k, epsilon=1e-6):
+    """The k largest of a softmax over all experts, divided by a little more than their sum: DM.
+
+    [T, E] -> [T, E]
+    """
+    chosen = ops.softmax(noisy) * top_k_mask(noisy, k)
+    return chosen / (chosen.sum(axis=-1, keepdims=True) + epsilon)
+
+
+def kth_inclusive(noisy, k):
+    """The k-th largest of a row, whoever asks: VM. Too high for those chosen. [T, E] -> [T, 1]"""
+    return ops.take_along_axis(noisy, top_k(noisy, k)[:, k - 1:])
+
+
+def threshold_davidmrau(noisy, k):
+    """Probabilities where Eq. (9) has logits, since April 2024: DM, reported as its issue 31.
+
+    The loss then finds balance where there is none. k below E. [T, E] -> [T, E]
+    """
+    probs = ops.softmax(noisy)
+    largest = ops.take_along_axis(probs, top_k(probs, k + 1))            # [T, k+1]
+    within = stop_gradient(noisy) > stop_gradient(largest)[:, k:]
+    return ops.where(within, largest[:, k:], largest[:, k - 1:k])
+
+
+def load_hard(routing, gate):
+    """Rows given to each expert, of gates [T, E]: no gradient. -> [E]
+
+    T2T, DM and FM count gates above 0, which may miss one that underflowed; this misses none.
+    """
+    one_hot = identity(gate.shape[1], like=stop_gradient(gate))
+    return (one_hot[routing.expert] * routing.keep[:, :, None]).sum(axis=(0, 1))
+
+
+def cv_squared_tensor2tensor(v, epsilon=1e-10):
+    """``cv_squared`` with epsilon added to the squared mean, and to the length: T2T. [E] -> []"""
+    n = v.shape[0] + epsilon
+    mean = v.sum() / n
+    return ops.square(v - mean).sum() / n / (ops.square(mean) + epsilon)
+
+
+def cv_squared_davidmrau(v, epsilon=1e-10):
+    """``cv_squared`` of a sample, that is over E - 1, and 0 for one expert: DM, FM. [E] -> []"""
+    if v.shape[0] == 1:
+        return 0 * v.sum()
+    return ops.var(v, ddof=1) / (ops.square(v.mean()) + epsilon)
+
+
+def noisy_top_k_tensor2tensor(clean, raw, epsilon, k):
+    """``noisy_top_k`` with the floor under the noise: T2T, and FM. -> Gating"""
+    std = noise_std_tensor2tensor(raw)
+    noisy = noisy_logits(clean, std, epsilon)
+    p = load_probability(clean, std, kth_excluding(noisy, k))
+    return _gating(clean, std, noisy, gate_of_top_k(noisy, k), p, k)
+
+
+def noisy_top_k_davidmrau(clean, raw, epsilon, k):
+    """``noisy_top_k`` with the floor, DM's gate and its threshold. -> Gating"""
+    std = noise_std_tensor2tensor(raw)
+    noisy = noisy_logits(clean, std, epsilon)
+    threshold = (threshold_davidmrau if k < clean.shape[1] else kth_excluding)(noisy, k)
+    p = load_probability(clean, std, threshold)
+    return _gating(clean, std, noisy, gate_davidmrau(noisy, k), p, k)
+
+
+def combine_log_space(gate, outputs, floor=2.0 ** -52):
+    """log sum_i G_i exp(E_i), an exact 0 under the logarithm replaced: DM until December 2023.
+
+    [T, E], [T, E, D] -> [T, D]
+    """
+    total = (gate[:, :, None] * ops.exp(outputs)).sum(axis=1)            # [T, D]
+    return ops.log(ops.where(total == 0, floor, total))
