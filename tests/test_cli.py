@@ -56,7 +56,8 @@ def test_papers_by_loss_lists_losses_of_every_paper_with_equation_file_and_line(
 def test_papers_by_gate_and_by_capacity(cli):
     code, out, _ = cli("papers", "--by", "gate")
     assert code == 0 and " mixing_proportions " in out and "mixture_error" not in out
-    assert cli("papers", "--by", "capacity") == (0, "none in the papers here\n", "")
+    code, out, _ = cli("papers", "--by", "capacity")
+    assert code == 0 and " expert_capacity " in out and "mixing_proportions" not in out
 
 
 def test_show_lists_what_cites_an_equation_in_the_order_of_the_file(cli):
@@ -99,6 +100,10 @@ def shelf(tmp_path, monkeypatch):
 def test_papers_are_listed_oldest_first(shelf):
     assert index.names() == ["products_of_experts_1999", "mmoe_2018", "mvae_2018", "mmvae_2019",
                              "switch_2021", "vmoe_2021", "generalized_poe_2022"]
+
+
+def test_an_index_of_what_no_paper_has_says_so(shelf, cli):
+    assert cli("papers", "--by", "capacity") == (0, "none in the papers here\n", "")
 
 
 @pytest.mark.parametrize("given, paper", [
