@@ -1,10 +1,10 @@
-"""The vowel measurements that are shipped and the task made of them; text and chains made here."""
+"""Vowels and digits that are shipped and the tasks made of them; text and chains made here."""
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from minimoe.data import markov_chains, peterson_barney
+from minimoe.data import digits, markov_chains, peterson_barney
 from minimoe.data.python_text import python_text
 
 
@@ -100,3 +100,42 @@ def test_the_text_prints_and_has_no_double_space():
     assert text.isprintable() and "  " not in text and "statement" in text
     assert len(train) == len(text) * 9 // 10 > 100_000
     assert list(symbols) == sorted(set(text))
+
+
+# -- Handwritten digits --------------------------------------------------------------------------
+
+def test_the_digits_are_all_there():
+    image, label = digits.digits()
+    assert image.shape == (1797, 64) and image.min() == 0 and image.max() == 1
+    assert np.bincount(label).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    # the first of scikit-learn's, a zero: its first two rows, and the sum of all pixels of all
+    assert (image[0, :16] * 16).tolist() == [0, 0, 5, 13, 9, 1, 0, 0, 0, 0, 13, 15, 10, 15, 5, 0]
+    assert (image * 16).sum() == 561718
+
+
+def test_parts_of_shuffled_digits_are_disjoint_and_whole(rng):
+    parts = digits.shuffled(rng, 1000, 300)
+    assert [len(part.label) for part in parts] == [1000, 300, 497]
+    whole = np.concatenate([np.column_stack([part.image, part.label]) for part in parts])
+    expected = np.column_stack(digits.digits())
+    assert sorted(map(tuple, whole)) == sorted(map(tuple, expected))
+    with pytest.raises(ValueError, match=r"leave some of 1797 digits; got \(1000, 797\)"):
+        digits.shuffled(rng, 1000, 797)
+
+
+def test_a_pair_shares_its_digit_and_no_more(rng):
+    data, _ = digits.shuffled(rng, 200)
+    a, b, label = digits.pairs(rng, data, n_rounds=3)
+    assert len(a) == 600
+    of_image = {tuple(image): digit for image, digit in zip(data.image, data.label)}
+    undone = digits.second_rendering(b)              # turning twice is not turning
+    assert [of_image[tuple(image)] for image in a] == label.tolist()
+    assert [of_image[tuple(image)] for image in undone] == label.tolist()
+    assert (a == undone).all(axis=1).mean() < 0.15
+
+
+def test_the_second_rendering_by_hand():
+    image = np.zeros((1, 64))
+    image[0, 1] = 0.25                               # row 0, column 1
+    rendered = digits.second_rendering(image)
+    assert rendered[0, 8] == 0.75 and rendered.sum() == 63.75
