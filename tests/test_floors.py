@@ -18,7 +18,7 @@ ELSEWHERE = {   # packages that are not Python's own, and the parts of minimoe t
     "numpy": set(FLOOR) - {"papers"},
     "scipy": {"backend"}, "cupy": {"backend"}, "cupyx": {"backend"},
     "matplotlib": {"experiments", "cli", "__main__"}, "tqdm": {"experiments", "cli", "__main__"}}
-NOT_EMPTY = {"minimoe/__init__.py", "minimoe/ops/__init__.py"}
+NOT_EMPTY = {"minimoe/__init__.py", "minimoe/ops/__init__.py", "minimoe/nn/__init__.py"}
 JOURNAL = re.compile(r"\d+(?:\(\d+\))?:\d+-\d+, (?:\d{4})")      # volume(number):pages, year
 VERSIONED = re.compile(r"arXiv:\d{4}\.\d{4,5}v\d+")
 FIRST_ON_ARXIV = 2008      # from this year on, papers of machine learning are there
@@ -258,7 +258,7 @@ PLANTED = [
      "def f():\n    import minimoe.autodiff.tensor", "from a floor above"),
     (imports_nothing_above_or_beside_it, "minimoe/tree.py",
      "from minimoe.backend import is_array", "its neighbour"),
-    (imports_nothing_above_or_beside_it, "minimoe/nn.py", "from minimoe import routing",
+    (imports_nothing_above_or_beside_it, "minimoe/nn/layers.py", "from minimoe import routing",
      "its neighbour"),
     (imports_nothing_above_or_beside_it, "minimoe/routing/topk.py",
      "import minimoe.densities as d", "its neighbour"),
@@ -279,7 +279,7 @@ PLANTED = [
      "from a floor above"),
     (imports_only_libraries_of_its_floor, PAPER, "import numpy as np", "imports numpy"),
     (imports_only_libraries_of_its_floor, PAPER, "from numpy import exp", "imports numpy.exp"),
-    (imports_only_libraries_of_its_floor, "minimoe/nn.py",
+    (imports_only_libraries_of_its_floor, "minimoe/nn/layers.py",
      "def f():\n    from scipy import special", "imports scipy.special"),
     (imports_only_libraries_of_its_floor, "minimoe/experiments/switch_2021.py", "import cupy",
      "imports cupy"),

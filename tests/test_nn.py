@@ -203,7 +203,7 @@ def test_parameters_are_drawn_at_the_scale_that_is_cited(draw, scale, rng, move)
 
 def test_bad_input_is_refused(rng, move):
     params, x = move((nn.attention_init(rng, 4, 2), rng.standard_normal((1, 3, 4))))
-    with pytest.raises(TypeError, match="multi_head_attention: the mask must be boolean; got "
+    with pytest.raises(TypeError, match="masked: the mask must be boolean; got "
                                         "float64"):
         nn.multi_head_attention(params, x, x, move(np.ones((3, 3))))
     with pytest.raises(ValueError, match="attention_init: the width must be a multiple of the "

@@ -75,6 +75,18 @@ def embedding(params, index):
     return ops.take(params.table, index)
 
 
+# -- Dropout -------------------------------------------------------------------------------------
+
+def dropout(x, keep, rate):
+    """Entries at zero where ``keep`` is False, the others scaled up to keep the mean.
+
+    ``keep`` is the draw: True with probability 1 - rate. ValueError for a rate outside [0, 1).
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout: the rate must lie in [0, 1); got {rate}")
+    return ops.where(keep, x / (1 - rate), 0.0)
+
+
 # -- Attention -----------------------------------------------------------------------------------
 # A. Vaswani et al., "Attention Is All You Need", 2017. arXiv:1706.03762v7, Section 3.2.
 
@@ -108,20 +120,20 @@ def attention_init(rng, width, n_heads):
                            b_query, b_key, b_value, xp.zeros(width))
 
 
-def multi_head_attention(params, x, memory, mask=None, bias=None):
+def multi_head_attention(params, x, memory, mask=None, bias=None, attend=ops.attention):
     """Each position of ``x`` reads from ``memory``; for self-attention they are the same.
 
     ``mask`` is True where a position may read another (in torch.nn.MultiheadAttention: where it may
     not), ``bias`` is added to the logits; both broadcast to [B, A, S, R]. A position that may read
-    nothing reads zeros, and so gives ``b_out``. TypeError for a mask that is not boolean.
-    [B, S, D], [B, R, D] -> [B, S, D]
+    nothing reads zeros, and so gives ``b_out``. ``attend`` takes query, key, value and bias.
+    TypeError for a mask that is not boolean. [B, S, D], [B, R, D] -> [B, S, D]
     """
     query = _heads(x, params.w_query, params.b_query)                  # [B, A, S, W]
     key = _heads(memory, params.w_key, params.b_key)                   # [B, A, R, W]
     value = _heads(memory, params.w_value, params.b_value)             # [B, A, R, W]
     if mask is not None:
-        bias = _masked(mask, bias, query.dtype)
-    y = ops.attention(query, key, value, bias)                         # [B, A, S, W]
+        bias = masked(mask, bias, query.dtype)
+    y = attend(query, key, value, bias)                                # [B, A, S, W]
     A, W, D = params.w_out.shape
     y = y.swapaxes(-3, -2).reshape(*x.shape[:-1], A * W)               # [B, S, A*W]
     return _plus(y @ params.w_out.reshape(A * W, D), params.b_out)     # [B, S, D]
@@ -134,10 +146,13 @@ def _heads(x, w, b):
     return _plus(y, b).swapaxes(-3, -2)
 
 
-def _masked(mask, bias, dtype):
-    """The bias, -inf where the mask is False."""
+def masked(mask, bias, dtype):
+    """The bias, or zeros for None, with -inf where the mask is False.
+
+    TypeError for a mask that is not boolean.
+    """
     if mask.dtype != bool:
-        raise TypeError(f"multi_head_attention: the mask must be boolean; got {mask.dtype}")
+        raise TypeError(f"masked: the mask must be boolean; got {mask.dtype}")
     if bias is None:
         return ops.where(mask, 0.0, -math.inf).astype(dtype)
     return ops.where(mask, bias, -math.inf)
@@ -147,70 +162,6 @@ def causal_mask(x):
     """True where a position may read another: itself, and those before it. [..., S, D] -> [S, S]"""
     position = namespace(stop_gradient(x)).arange(x.shape[-2])
     return position[:, None] >= position
-
-
-# -- T5's relative position bias -----------------------------------------------------------------
-# C. Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to-Text
-# Transformer", 2019. arXiv:1910.10683v4, Section 2.1: one learned number per head and bucket of
-# offsets, the buckets growing logarithmically up to an offset of 128, from which all are one. How
-# they grow is in the released code alone (mesh_tensorflow's transformer_layers.py): half of the
-# buckets hold one distance each, the others grow by a constant factor. T5 leaves the 1 / sqrt(W)
-# out of the attention and starts ``w_query`` smaller by as much.
-
-def relative_position_bias(table, n_queries, n_keys, max_distance=128):
-    """The bias where all positions are read: half of the buckets are for keys after the query.
-
-    ValueError for an odd number of buckets, fewer than 4, or more than ``max_distance`` allows.
-    [N, A] -> [A, S, R]
-    """
-    N = table.shape[0]
-    if N % 2:
-        raise ValueError(f"relative_position_bias: needs an even number of buckets; got {N}")
-    offset = _offsets(table, n_queries, n_keys)                        # [S, R]
-    bucket = _bucket(abs(offset), N // 2, max_distance) + N // 2 * (offset > 0)
-    return ops.take(table, bucket).transpose(2, 0, 1)
-
-
-def causal_relative_position_bias(table, n_queries, n_keys, max_distance=128):
-    """The bias under a causal mask: all buckets are for keys before the query, 0 for the others.
-
-    ValueError for fewer than 2 buckets, or more than ``max_distance`` allows. [N, A] -> [A, S, R]
-    """
-    offset = _offsets(table, n_queries, n_keys)                        # [S, R]
-    bucket = _bucket(-offset * (offset < 0), table.shape[0], max_distance)
-    return ops.take(table, bucket).transpose(2, 0, 1)
-
-
-def _offsets(table, n_queries, n_keys):
-    """How far each key is after each query. [S, R]"""
-    xp = namespace(stop_gradient(table))
-    return xp.arange(n_keys) - xp.arange(n_queries)[:, None]
-
-
-def _bucket(distance, n_buckets, max_distance):
-    """The bucket of each distance: how many buckets begin before it or at it, less one."""
-    xp = namespace(distance)
-    starts = xp.asarray(bucket_starts(n_buckets, max_distance))
-    return xp.searchsorted(starts, distance, side="right") - 1
-
-
-def bucket_starts(n_buckets, max_distance):
-    """The smallest distance in each bucket.
-
-    From e = n // 2 on, bucket e + j begins at e (max_distance / e)^(j / (n - e)), rounded up. The
-    released code rounds down a ratio of logarithms; here integers are compared, free of rounding.
-    ValueError for fewer than 2 buckets, or more than ``max_distance`` allows.
-    """
-    e = n_buckets // 2
-    if not 1 <= e < max_distance:
-        raise ValueError(f"bucket_starts: needs 2 buckets or more, and max_distance beyond half of "
-                         f"them; got {n_buckets} and {max_distance}")
-    starts, distance, n = list(range(e)), e, n_buckets - e
-    for j in range(n):
-        while distance ** n * e ** j < max_distance ** j * e ** n:
-            distance += 1
-        starts.append(distance)
-    return starts
 
 
 # -- LSTM ----------------------------------------------------------------------------------------
