@@ -70,11 +70,11 @@ def dense_layer(hidden):
     return Layer(init, apply)
 
 
-def chain_init(rng, layer, n_blocks, offset):
+def chain_init(rng, layer, n_blocks, offset, scale=0.1):
     """``offset`` times one vector from N(0, 1) is added to the embedding of every symbol."""
     symbols = 0.5 * rng.standard_normal((SYMBOLS, WIDTH)) + offset * rng.standard_normal(WIDTH)
     languages = 0.5 * rng.standard_normal((LANGUAGES, WIDTH))
-    w_out = truncated_normal(rng, (WIDTH, SYMBOLS), WIDTH)
+    w_out = truncated_normal(rng, (WIDTH, SYMBOLS), WIDTH, scale)
     return ChainParams(symbols, languages, [np.ones(WIDTH) for _ in range(n_blocks)],
                        [layer.init(rng) for _ in range(n_blocks)], np.ones(WIDTH), w_out)
 
@@ -99,6 +99,7 @@ class Recipe(NamedTuple):
     rate: float = RATE
     watch: int = 10            # steps between looks at the first batch held out; 0: none
     held_out: int = 16         # batches
+    scale: float = 0.1         # of the output weights at the start; a layer knows its own
 
 
 class Trained(NamedTuple):
@@ -116,7 +117,8 @@ def train(settings, seed, layer, recipe, evaluated=None):
     """
     world, start, data, luck, test = np.random.default_rng([settings.seed, seed]).spawn(5)
     tables = chains(world, LANGUAGES, SYMBOLS)
-    params = _float32(settings, chain_init(start, layer, recipe.n_blocks, recipe.offset))
+    params = _float32(settings, chain_init(start, layer, recipe.n_blocks, recipe.offset,
+                                           recipe.scale))
     evaluated = evaluated or layer
     held_out = [(tokens(test, tables, BATCH), _draws(settings, evaluated, test, recipe.n_blocks))
                 for _ in range(recipe.held_out)]
