@@ -8,7 +8,7 @@ Simple and Efficient Sparsity", JMLR 23(120):1-39, 2022. arXiv:2101.03961v3.
     E, H       N, d_ff         experts, hidden width of one expert
     K          k               experts chosen per token: 1, and 2 for the MoE-Base of Table 1
     C          C               slots per expert, Eq. (3)
-    G          n               groups (cores): T / G tokens in a row, with C slots of its own for each
+    G          n               groups (cores): T / G tokens in a row, and C slots for each of them
     logits     h(x)            of the router
     probs      p_i(x)          its probabilities, Eq. (1)
     gate       p_i(x)          of a chosen expert; multiplies the expert's output, Eq. (2)
@@ -19,14 +19,14 @@ A layer is three steps, and each of them has alternatives that go with the other
 (``router_probs``), a Routing (``route``, ``route_...``), and the experts' outputs
 (``routing.experts.expert_feed_forward``, ``expert_...``). ``switch_ffn`` takes the paper's.
 
-Where text, pseudo-code (Appendix F), released code (Mesh TensorFlow, mesh below; flaxformer) and
-the code of others part, the text is the default:
+Where text, pseudo-code (Appendix F), released code (Mesh TensorFlow da90793, mesh below; flaxformer
+399ea3a) and the code of others part, the text is the default:
 
-    rounding of Eq. (3)   text: not said, here down. Pseudo-code: expert_capacity_pseudocode; others:
+    rounding of Eq. (3)   text: not said, here down. Pseudo-code: expert_capacity_pseudocode;
                           expert_capacity_mesh, _flaxformer, _deepspeed, _fairseq, _tutel,
-                          _transformers; as many as needed, deepspeed and tutel: expert_capacity_full
-    who is turned away    text: later tokens. mesh switch_max, flaxformer, tutel: the least probable,
-                          highest_gate_first; deepspeed: a random choice,
+                          _transformers; as many as needed, in deepspeed and tutel: _full
+    who is turned away    text: later tokens. mesh switch_max, flaxformer, tutel: the least
+                          probable, highest_gate_first; deepspeed: a random choice,
                           route_random_token_selection
     f                     text: argmax p, before capacity. transformers 4.44: after it, the dropped
                           counted for expert 0. Of tokens that sample, text: argmax p; mesh: what
@@ -43,13 +43,13 @@ the code of others part, the text is the default:
                           tutel: logits_noise_tutel; deepspeed: route_gumbel. transformers 4.44
                           scales the experts' input too: give that as ``x``
     precision             text: router_probs_cast_input. Pseudo-code: _cast_logits; mesh, for no
-                          token left behind: _cast_probs
+                          token left behind: _cast_probs; transformers: _transformers
     initialisation        text and mesh: init. flaxformer: init_flaxformer; transformers:
                           init_transformers; JAX makes up for what is cut off: truncation_corrected
     activation of experts text: ReLU. Table 9, all but Switch-C: expert_geglu
     attention             text: an expert is linear or a feed-forward network: switch_projection,
                           switch_ffn. mesh, one hidden layer for queries and keys: not built
-    z-loss                not this paper's: Zoph et al. 2022; not built
+    z-loss                not this paper's; mesh, flaxformer, transformers have it: router_z_loss
     parallelism           Section 5: which core has what; not built
 """
 import math
@@ -57,11 +57,12 @@ import struct
 from fractions import Fraction
 from typing import NamedTuple
 
-from minimoe import nn, ops
-from minimoe.autodiff.tensor import Tensor, stop_gradient
+from minimoe import nn, ops, tree
+from minimoe.autodiff.tensor import Tensor, grad, stop_gradient
+from minimoe.backend import namespace
 from minimoe.routing.dispatch import Routing, gather, gather_back, packed_seats, seating
 from minimoe.routing.experts import expert_feed_forward, expert_matmul, ragged_matmul
-from minimoe.routing.topk import group, slots, top_k
+from minimoe.routing.topk import counts_in_groups, queues, slots_in_groups, top_k
 
 
 # -- The router, Section 2.1 ---------------------------------------------------------------------
@@ -99,73 +100,35 @@ def route(probs, capacity, k=1, n_groups=1, used=None, order=None):
     the router would learn nothing. Of equal experts the lower index is chosen. Within each group
     (T / G tokens in a row) an expert takes ``capacity`` tokens, in their order or in ``order``, a
     permutation of all tokens; padding, False in ``used``, is turned away and takes no slot.
-    ValueError for groups that do not divide the tokens, or a capacity below 0.
-    [T, E] -> Routing [T, K]
+    ValueError for groups that do not divide the tokens, a capacity below 0, or a ``used`` that is
+    not [T]. [T, E] -> Routing [T, K]
     """
     return _first_come(probs, top_k(probs, k), capacity, n_groups, used, order)
 
 
-def highest_gate_first(probs):
-    """The order in which the most certain tokens are seated first: ``route``'s ``order``.
-
-    Mesh TensorFlow's switch_max, an option of flaxformer's encoder, and Tutel's. Whether a token is
-    kept then depends on those after it, so it is no order for a decoder. [T, E] -> [T] int
-    """
-    return (-stop_gradient(probs).max(axis=-1)).argsort(kind="stable")
-
-
-def route_random_token_selection(probs, u, capacity, n_groups=1):
-    """Each expert keeps a random choice of its tokens: DeepSpeed's, and on by default there.
-
-    ``u`` [T, E] is the draw, uniform on (0, 1): of its tokens an expert keeps those with the
-    largest number in its column. Those kept have slots in the order of tokens, the others 0.
-    [T, E] -> Routing [T, 1]
-    """
-    E = probs.shape[-1]
-    expert = top_k(probs, 1)                                           # [T, 1]
-    luck = ops.take_along_axis(u, expert, axis=-1)[:, 0]               # [T]
-    order = (-luck).argsort(kind="stable")
-    keep = _slots(expert, E, n_groups, order=order) < capacity         # [T, 1]
-    slot = _slots(expert, E, n_groups, used=keep[:, 0])
-    return Routing(expert, slot, keep, ops.take_along_axis(probs, expert, axis=-1))
+def _first_come(probs, expert, capacity, n_groups, used, order=None):
+    """The Routing of tokens whose experts are chosen. [T, E], [T, K] int -> Routing [T, K]"""
+    _check_slots(capacity)
+    used = _used(used, len(expert))
+    slot = slots_in_groups(expert, probs.shape[-1], n_groups, used, order)   # [T, K]
+    keep = slot < capacity
+    return Routing(expert, slot, keep if used is None else keep & used,
+                   ops.take_along_axis(probs, expert, axis=-1))
 
 
-def _first_come(probs, expert, capacity, n_groups=1, used=None, order=None):
-    """The Routing of tokens whose experts are chosen."""
+def _check_slots(capacity):
     if not capacity >= 0:
         raise ValueError(f"route: the capacity must be 0 or more; got {capacity}")
-    slot = _slots(expert, probs.shape[-1], n_groups, used, order)      # [T, K]
-    keep = slot < capacity
-    if used is not None:
-        keep = keep & used[:, None]
-    return Routing(expert, slot, keep, ops.take_along_axis(probs, expert, axis=-1))
 
 
-def _slots(expert, n_experts, n_groups=1, used=None, order=None):
-    """Places in the queues of each group, 0 for a token that is not used. [T, K] int -> [T, K] int
-
-    Those not used queue for one expert more, which nobody looks at.
-    """
+def _used(used, n_tokens):
+    """``used`` as a column, [T, 1] bool, or None."""
     if used is None:
-        return slots(_queue(expert, n_experts, n_groups), n_experts * n_groups, order)
-    expert = ops.where(used[:, None], expert, n_experts)
-    queue = _queue(expert, n_experts + 1, n_groups)
-    return slots(queue, (n_experts + 1) * n_groups, order) * used[:, None]
-
-
-def _queue(expert, n_experts, n_groups):
-    """The number of each choice's queue: one for each expert in each group. [T, K] int"""
-    T, K = expert.shape
-    _check_groups(T, n_groups)
-    apart = expert.reshape(n_groups, T // n_groups, K)
-    first = ops.cumsum(0 * apart[:, :1, :1] + n_experts, axis=0) - n_experts   # [G, 1, 1]
-    return (apart + first).reshape(T, K)
-
-
-def _check_groups(n_tokens, n_groups):
-    if n_groups < 1 or n_tokens % n_groups:
-        raise ValueError(f"route: needs a number of groups that divides {n_tokens} tokens; "
-                         f"got {n_groups}")
+        return None
+    if used.shape != (n_tokens,) or used.dtype != bool:
+        raise ValueError(f"route: used must be {n_tokens} booleans, one for each token; "
+                         f"got {used.dtype} of shape {used.shape}")
+    return used[:, None]
 
 
 # -- Capacity, Section 2.2 -----------------------------------------------------------------------
@@ -177,11 +140,11 @@ def expert_capacity(n_tokens, n_experts, capacity_factor, at_least=None):
     order decides the answer: 100 tokens, 5 experts and a factor of 1.15 make 23 slots, but
     ``int(100 * 1.15 / 5)`` is 22. Never more slots than tokens; an infinite factor drops none.
     ValueError for a factor that is not positive, no expert, and for tokens that leave no slot to an
-    expert unless ``at_least`` says how many it has then.
+    expert unless ``at_least`` says how many it has then. How many tokens find no slot by chance:
+    ``gshard_2020.expected_overflow``.
     """
+    capacity_factor = min(capacity_factor, n_experts)    # by which all tokens have a slot
     _check_capacity("expert_capacity", n_tokens, n_experts, capacity_factor)
-    if capacity_factor == math.inf:
-        return n_tokens
     capacity = math.floor(Fraction(str(capacity_factor)) * n_tokens / n_experts)
     if at_least is None and n_tokens and not capacity:
         raise ValueError(f"expert_capacity: {n_tokens} tokens and a factor of {capacity_factor} "
@@ -189,72 +152,9 @@ def expert_capacity(n_tokens, n_experts, capacity_factor, at_least=None):
     return min(n_tokens, max(capacity, at_least or 0))
 
 
-def expert_capacity_pseudocode(n_tokens, n_experts, capacity_factor):
-    """The slots that the listing of Appendix F fills: one fewer than ``expert_capacity``.
-
-    It counts from 1 and keeps what is below C, so that slot 0 stays empty. The released code counts
-    from 0.
-    """
-    return max(expert_capacity(n_tokens, n_experts, capacity_factor) - 1, 0)
-
-
-def expert_capacity_mesh(n_tokens, n_experts, capacity_factor, at_least=4):
-    """As released: in floating point, at most ``n_tokens``, then at least 4."""
-    _check_capacity("expert_capacity_mesh", n_tokens, n_experts, capacity_factor)
-    return max(min(n_tokens, int(n_tokens * capacity_factor / n_experts)), at_least)
-
-
-def expert_capacity_flaxformer(n_tokens, n_experts, capacity_factor, at_least=4):
-    """As released later: in floating point, to the nearest number, halves to the even one."""
-    _check_capacity("expert_capacity_flaxformer", n_tokens, n_experts, capacity_factor)
-    return max(round(capacity_factor * n_tokens / n_experts), at_least)
-
-
-def expert_capacity_deepspeed(n_tokens, n_experts, capacity_factor=1.0, at_least=8):
-    """DeepSpeed's: rounded up, in float32; at least 8, or 4 in its layer class."""
-    _check_capacity("expert_capacity_deepspeed", n_tokens, n_experts, capacity_factor)
-    product = _float32(_float32(n_tokens / n_experts) * _float32(capacity_factor))
-    return max(math.ceil(product), at_least)
-
-
-def _float32(number):
-    return struct.unpack("f", struct.pack("f", number))[0]
-
-
-def expert_capacity_fairseq(n_tokens, n_experts, capacity_factor=1.0):
-    """fairseq's for training: the share of an expert rounded up, its product down.
-
-    For evaluation it is a quarter of ``n_tokens``, rounded up.
-    """
-    _check_capacity("expert_capacity_fairseq", n_tokens, n_experts, capacity_factor)
-    return int(capacity_factor * math.ceil(n_tokens / n_experts))
-
-
-def expert_capacity_tutel(n_tokens, n_experts, capacity_factor=1.0, k=1):
-    """Tutel's for a factor above 0: as fairseq's, and so for each of ``k`` choices.
-
-    0 means ``expert_capacity_full``, and a factor below 0 the smaller of that and its opposite's.
-    """
-    return k * expert_capacity_fairseq(n_tokens, n_experts, capacity_factor)
-
-
-def expert_capacity_transformers(tokens_per_sequence, expert_capacity=64):
-    """Hugging Face's: a number, in a group that is one sequence, whatever the number of experts."""
-    return min(tokens_per_sequence, expert_capacity)
-
-
-def expert_capacity_full(expert, n_experts):
-    """As many slots as the expert most in demand needs, so that none is dropped. [T, K] int -> int
-
-    DeepSpeed's where tokens may not be dropped, and Tutel's for a factor of 0.
-    """
-    _, counts = group(expert.reshape(-1), n_experts)
-    return int(counts.max())
-
-
 def _check_capacity(name, n_tokens, n_experts, capacity_factor):
-    if n_tokens < 0 or n_experts < 1 or not capacity_factor > 0:
-        raise ValueError(f"{name}: needs tokens, experts and a positive capacity factor; "
+    if n_tokens < 0 or n_experts < 1 or not 0 < capacity_factor < math.inf:
+        raise ValueError(f"{name}: needs tokens, experts and a positive, finite capacity factor; "
                          f"got {n_tokens}, {n_experts} and {capacity_factor}")
 
 
@@ -269,13 +169,14 @@ def load_balancing_loss(probs, expert, n_groups=1, used=None):
     [T, E], [T, K] int -> []
     """
     f = dispatched_fraction(expert[:, :1], probs.shape[-1], n_groups, used)    # [G, E]
-    P = mean_probability(probs, n_groups, used)                        # [G, E]
-    return _balance(f, P)
+    return _balance(f, mean_probability(probs, n_groups, used))
 
 
 def dispatched_fraction(expert, n_experts, n_groups=1, used=None):
     """f_i, the share of tokens that chose expert i. Eq. (5) [T, K] int -> [G, E]"""
-    return _counts(expert, n_experts, n_groups, used) / _n_used(len(expert), n_groups, used)
+    T = len(expert)
+    counts = counts_in_groups(expert, n_experts, n_groups, _used(used, T))     # [G, E] int
+    return counts / _n_used(T, n_groups, used)
 
 
 def mean_probability(probs, n_groups=1, used=None):
@@ -283,73 +184,16 @@ def mean_probability(probs, n_groups=1, used=None):
     return _totals(probs, n_groups, used) / _n_used(len(probs), n_groups, used)
 
 
-def all_choices_load_balancing_loss(probs, expert, n_groups=1, used=None):
-    """The loss with f the share of all T K choices. [T, E], [T, K] int -> []
-
-    Mesh TensorFlow's with no token left behind, its ``expert`` the best as many as there are
-    stages, so that lower choices are balanced too; and DeepSpeed's for its K experts.
-    """
-    f = dispatched_fraction(expert, probs.shape[-1], n_groups, used) / expert.shape[1]
-    return _balance(f, mean_probability(probs, n_groups, used))
-
-
-def flaxformer_load_balancing_loss(probs, expert, n_groups=1, used=None):
-    """The loss with any of a token's choices in f, and padding in the divisors alone.
-
-    K where all is uniform, and the less the more padding there is. [T, E], [T, K] int -> []
-    """
-    n = max(len(probs) // n_groups, 1)
-    f = _counts(expert, probs.shape[-1], n_groups, used) / n           # [G, E]
-    return _balance(f, _totals(probs, n_groups, used) / n)
-
-
-def deepspeed_load_balancing_loss(probs, expert, used):
-    """The loss with padding part of P and of both divisors, but not counted in f.
-
-    [T, E], [T, 1] int, [T] bool -> []
-    """
-    f = _counts(expert, probs.shape[-1], 1, used) / max(len(probs), 1)   # [1, E]
-    return _balance(f, mean_probability(probs))
-
-
-def transformers_load_balancing_loss(probs, routings, n_groups):
-    """One loss for all layers of a stack: Hugging Face's, in version 4.44.
-
-    Each sequence (a group) is joined to itself along the layers first, so that f and P are averages
-    over layers; and f counts after capacity, dropped tokens for expert 0.
-    L of [T, E], L of Routing [T, 1] -> []
-    """
-    T, E = probs[0].shape
-
-    def joined(layers):
-        apart = [a.reshape(n_groups, T // n_groups, a.shape[-1]) for a in layers]
-        return ops.concatenate(apart, axis=1).reshape(len(layers) * T, -1)
-
-    return load_balancing_loss(joined(probs), joined([r.expert * r.keep for r in routings]),
-                               n_groups)
-
-
-def _counts(expert, n_experts, n_groups, used):
-    """How many tokens of each group chose each expert. [T, K] int -> [G, E] int"""
-    if used is not None:
-        expert = ops.where(used[:, None], expert, n_experts)
-    queue = _queue(expert, n_experts + 1, n_groups).reshape(-1)
-    _, counts = group(queue, (n_experts + 1) * n_groups)
-    return counts.reshape(n_groups, n_experts + 1)[:, :-1]
-
-
 def _totals(probs, n_groups, used):
     """The probability that each group gave each expert. [T, E] -> [G, E]"""
     T, E = probs.shape
-    _check_groups(T, n_groups)
     if used is not None:
-        probs = ops.where(used[:, None], probs, 0.0)
+        probs = ops.where(_used(used, T), probs, 0.0)
     return probs.reshape(n_groups, T // n_groups, E).sum(axis=1)
 
 
 def _n_used(n_tokens, n_groups, used):
     """Tokens in a group, but 1 where there is none. -> a number, or [G, 1] int"""
-    _check_groups(n_tokens, n_groups)
     if used is None:
         return max(n_tokens // n_groups, 1)
     n = used.reshape(n_groups, n_tokens // n_groups).sum(axis=1)[:, None]
@@ -357,7 +201,7 @@ def _n_used(n_tokens, n_groups, used):
 
 
 def _balance(f, P):
-    """N sum_i f_i P_i, averaged over groups. [G, E], [G, E] -> []"""
+    """N sum_i f_i P_i, averaged over groups. Eq. (4) [G, E], [G, E] -> []"""
     E = f.shape[-1]
     return E * (f.astype(stop_gradient(P).dtype) * P).sum(axis=-1).mean()
 
@@ -388,40 +232,6 @@ def switch_ffn(params, x, capacity, k=1, n_groups=1, used=None, router_input=Non
     return SwitchOutput(y, aux_loss, routing)
 
 
-def switch_ffn_einsum(params, x, capacity, k=1, n_groups=1):
-    """``switch_ffn`` as the pseudo-code writes it, each slot of each expert in a mask. Appendix F
-
-    Its third product is Eq. (7), which on many machines is local; the experts then fetch what is
-    theirs. [T, D] -> [T, D]
-    """
-    T, D = x.shape
-    E, C, G = params.w_in.shape[0], capacity, n_groups
-    probs = router_probs(x, params.w_router)                           # [T, E]
-    routing = route(probs, C, k, G)
-    combine = ops.einsum("tk,tkec->tec", routing.gate, seating(routing, E, C))
-    combine = combine.reshape(G, T // G, E, C)
-    gate = stop_gradient(combine)
-    dispatch = (gate != 0).astype(gate.dtype)                          # [G, T/G, E, C]
-    inputs = ops.einsum("gtd,gtec->egcd", x.reshape(G, T // G, D), dispatch)   # Eq. (7)
-    hidden = ops.relu(expert_matmul(inputs.reshape(E, G * C, D), params.w_in))   # [E, G*C, H]
-    outputs = expert_matmul(hidden, params.w_out).reshape(E, G, C, D)
-    y = ops.einsum("egcd,gtec->gtd", outputs, combine).reshape(T, D)
-    return SwitchOutput(y, load_balancing_loss(probs, routing.expert, G), routing)
-
-
-def switch_ffn_transformers(params, x, capacity, n_groups):
-    """The layer of Hugging Face's version 4.44: a dropped token comes back scaled by its gate.
-
-    A group is a sequence. The balance loss is of this layer alone, and f as there.
-    [T, D] -> [T, D]
-    """
-    probs = router_probs(x, params.w_router)                           # [T, E]
-    routing = route(probs, capacity, n_groups=n_groups)
-    y = expert_feed_forward(x, routing, params.w_in, params.w_out)     # [T, D]
-    y = y + ops.where(routing.keep, 0.0, routing.gate * x)
-    return SwitchOutput(y, transformers_load_balancing_loss([probs], [routing], n_groups), routing)
-
-
 def expert_geglu(x, routing, w_gate, w_in, w_out):
     """The experts of Table 9's GEGLU models: (gelu(x w_gate) * x w_in) w_out, gated and summed.
 
@@ -434,8 +244,8 @@ def expert_geglu(x, routing, w_gate, w_in, w_out):
 
 
 # -- Selective precision, Section 2.4 ------------------------------------------------------------
-# A bfloat16 is a float32 whose last 16 bits are 0: ``ops.round_to_bfloat16``. All of these take and
-# give float32.
+# A bfloat16 is a float32 whose last 16 bits are 0: ``ops.round_to_bfloat16``. What takes one takes
+# and gives float32. Gradients pass a rounding unchanged.
 
 def router_probs_cast_input(x, w_router):
     """The router's input is bfloat16, all that is made of it float32. Section 2.4
@@ -443,27 +253,6 @@ def router_probs_cast_input(x, w_router):
     [T, D], [D, E] -> [T, E]
     """
     return router_probs(ops.round_to_bfloat16(x), w_router)
-
-
-def router_probs_cast_logits(x, w_router):
-    """The logits are bfloat16, the softmax float32: the pseudo-code. [T, D], [D, E] -> [T, E]"""
-    return ops.softmax(_logits_in_bfloat16(x, w_router), axis=-1)
-
-
-def router_probs_cast_probs(x, w_router):
-    """Even the softmax is bfloat16, each of its steps: Mesh TensorFlow's no token left behind.
-
-    [T, D], [D, E] -> [T, E]
-    """
-    rounded = ops.round_to_bfloat16
-    logits = _logits_in_bfloat16(x, w_router)
-    e = rounded(ops.exp(rounded(logits - logits.max(axis=-1, keepdims=True))))
-    return rounded(e / rounded(e.sum(axis=-1, keepdims=True)))
-
-
-def _logits_in_bfloat16(x, w_router):
-    rounded = ops.round_to_bfloat16
-    return rounded(router_logits(rounded(x), rounded(w_router)))
 
 
 def expert_feed_forward_bfloat16(x, routing, w_in, w_out):
@@ -506,35 +295,12 @@ def truncated_normal(rng, shape, fan_in, scale=0.1):
     return math.sqrt(scale / fan_in) * z
 
 
-def truncation_corrected(w):
-    """Scaled so that the variance is scale / fan-in after all, as JAX does: by 1 / 0.8796."""
-    cut = 2 * math.sqrt(2 / math.pi) * math.exp(-2) / math.erf(math.sqrt(2))
-    return w / math.sqrt(1 - 2 * cut)
-
-
-def init_flaxformer(rng, n_experts, width, hidden, scale=0.1):
-    """The paper's, but the router from N(0, 0.02^2)."""
-    params = init(rng, n_experts, width, hidden, scale)
-    return params._replace(w_router=0.02 * rng.standard_normal((width, n_experts)))
-
-
-def init_transformers(rng, n_experts, width, hidden, factor=1.0):
-    """Hugging Face's: normal, the router from N(0, 1), both matrices of an expert from N(0, 1 / D).
-
-    All of them times ``factor``.
-    """
-    E, D, H = n_experts, width, hidden
-    return SwitchParams(factor * rng.standard_normal((D, E)),
-                        factor / math.sqrt(D) * rng.standard_normal((E, D, H)),
-                        factor / math.sqrt(D) * rng.standard_normal((E, H, D)))
-
-
 # -- Expert dropout, Section 2.4 -----------------------------------------------------------------
 
 def expert_dropout(x, routing, w_in, w_out, keep, rate=0.4):
     """``expert_feed_forward``, the hidden layer at zero where ``keep`` is False. Section 2.4
 
-    For fine-tuning, where the rate is 0.4 in an expert and 0.1 elsewhere. ``keep`` is the draw: True
+    For fine-tuning, at a rate of 0.4 in an expert and 0.1 elsewhere. ``keep`` is the draw: True
     with probability 1 - rate; those kept are scaled up. ValueError for a rate outside [0, 1).
     [T, D], Routing [T, K], [E, D, H], [E, H, D], [T, H] bool -> [T, D]
     """
@@ -566,6 +332,11 @@ def distillation_loss(logits, label, teacher_probs, of_teacher=0.25):
                          f"got {of_teacher}")
     soft = -(teacher_probs * ops.log_softmax(logits, axis=-1)).sum(axis=-1)   # [T]
     return (1 - of_teacher) * ops.cross_entropy(logits, label) + of_teacher * soft
+
+
+def share_kept(student, dense, teacher):
+    """How much of the teacher's gain over the dense model a student keeps. Tables 6, 7 and 8"""
+    return (student - dense) / (teacher - dense)
 
 
 # -- Attention, Appendix A -----------------------------------------------------------------------
@@ -620,27 +391,31 @@ def switch_attention(params, x, capacity, project=switch_projection, bias=None):
 # -- No token left behind, Appendix B ------------------------------------------------------------
 
 def route_no_token_left_behind(probs, capacity, n_stages=None, n_groups=1, used=None):
-    """Who was turned away tries the next best expert, and so on. Appendix B [T, E] -> Routing [T, 1]
+    """Who was turned away tries the next best expert, and so on. Appendix B
 
     After the first stage, ``route``'s, whoever has no place queues behind those who have one at the
     expert next in probability; the gate is the probability of the expert that took the token. All
     E stages unless fewer are given; Mesh TensorFlow takes 4 at most. A token that no expert took
     keeps its first one, and is turned away. ValueError for a number of stages not in 1 .. E.
+    [T, E] -> Routing [T, 1]
     """
     E = probs.shape[-1]
-    choices = top_k(probs, E if n_stages is None else n_stages)        # [T, stages]
-    expert = choices[:, :1]
-    waiting = expert[:, 0] >= 0 if used is None else used              # [T]
-    keep = expert < 0                                                  # [T, 1]   nobody yet
-    slot = _slots(expert, E, n_groups, waiting)
-    for stage in range(choices.shape[1]):
-        wanted = choices[:, stage:stage + 1]                           # [T, 1]
-        seated = _counts(expert, E, n_groups, keep[:, 0]).reshape(-1)  # [G*E]
-        place = _slots(wanted, E, n_groups, waiting) + seated[_queue(wanted, E, n_groups)]
-        taken = waiting[:, None] & (place < capacity)                  # [T, 1]
+    routing = _first_come(probs, top_k(probs, 1), capacity, n_groups, used)
+    expert, slot, keep, _ = routing                                    # [T, 1]
+    waiting = ~keep if used is None else ~keep & used[:, None]
+    for wanted in _columns(top_k(probs, E if n_stages is None else n_stages))[1:]:
+        seated = counts_in_groups(expert, E, n_groups, keep).reshape(-1)   # [G*E]
+        place = (seated[queues(wanted, E, n_groups)]
+                 + slots_in_groups(wanted, E, n_groups, waiting))      # [T, 1]
+        taken = waiting & (place < capacity)
         expert, slot = ops.where(taken, wanted, expert), ops.where(taken, place, slot)
-        keep, waiting = keep | taken, waiting & ~taken[:, 0]
+        keep, waiting = keep | taken, waiting & ~taken
     return Routing(expert, slot, keep, ops.take_along_axis(probs, expert, axis=-1))
+
+
+def _columns(choices):
+    """[T, K] -> K of [T, 1]"""
+    return [choices[:, k:k + 1] for k in range(choices.shape[1])]
 
 
 # -- Exploration, Appendix C ---------------------------------------------------------------------
@@ -677,6 +452,42 @@ def route_sampled(probs, u, capacity, n_groups=1, used=None):
     return _first_come(probs, expert[:, None], capacity, n_groups, used)
 
 
+# -- The pseudo-code, Appendix F, and where it parts from the text -------------------------------
+
+def switch_ffn_einsum(params, x, capacity, k=1, n_groups=1):
+    """``switch_ffn`` with each slot of each expert in a mask. Appendix F [T, D] -> [T, D]"""
+    probs = router_probs(x, params.w_router)                           # [T, E]
+    routing = route(probs, capacity, k, n_groups)
+    y = expert_feed_forward_einsum(x, routing, params.w_in, params.w_out, capacity, n_groups)
+    return SwitchOutput(y, load_balancing_loss(probs, routing.expert, n_groups), routing)
+
+
+def expert_feed_forward_einsum(x, routing, w_in, w_out, capacity, n_groups=1):
+    """``expert_feed_forward``, whose first product is Eq. (7): on many machines it is local.
+
+    The experts then fetch what is theirs. [T, D], Routing [T, K], [E, D, H], [E, H, D] -> [T, D]
+    """
+    T, D = x.shape
+    E, C, G = w_in.shape[0], capacity, n_groups
+    combine = ops.einsum("tk,tkec->tec", routing.gate, seating(routing, E, C))
+    combine = combine.reshape(G, T // G, E, C)
+    gate = stop_gradient(combine)
+    dispatch = (gate != 0).astype(gate.dtype)                          # [G, T/G, E, C]
+    inputs = ops.einsum("gtd,gtec->egcd", x.reshape(G, T // G, D), dispatch)   # Eq. (7)
+    hidden = ops.relu(expert_matmul(inputs.reshape(E, G * C, D), w_in))   # [E, G*C, H]
+    outputs = expert_matmul(hidden, w_out).reshape(E, G, C, D)
+    return ops.einsum("egcd,gtec->gtd", outputs, combine).reshape(T, D)
+
+
+def expert_capacity_pseudocode(n_tokens, n_experts, capacity_factor):
+    """The slots that the listing fills: one fewer than ``expert_capacity``. Appendix F
+
+    It counts from 1 and keeps what is below C, so that slot 0 stays empty. The released code counts
+    from 0.
+    """
+    return max(expert_capacity(n_tokens, n_experts, capacity_factor) - 1, 0)
+
+
 def logits_noise_pseudocode(logits, u, eps=1e-2):
     """A draw from [1 - eps, 1 + eps] added to each logit; softmax cancels the 1. Appendix F
 
@@ -685,25 +496,17 @@ def logits_noise_pseudocode(logits, u, eps=1e-2):
     return logits + _near_one("logits_noise_pseudocode", u, eps)
 
 
-def logits_noise_tutel(logits, z, noise=1.0):
-    """Tutel's, for gates and loss as well: noise / E times a standard normal draw, added.
-
-    [T, E], [T, E] -> [T, E]
-    """
-    return logits + noise / logits.shape[-1] * z
+def router_probs_cast_logits(x, w_router):
+    """The logits are bfloat16, the softmax float32. Appendix F [T, D], [D, E] -> [T, E]"""
+    return ops.softmax(_logits_in_bfloat16(x, w_router), axis=-1)
 
 
-def route_gumbel(logits, gumbel, capacity, n_groups=1, used=None):
-    """DeepSpeed's RSample: each token to the expert of the largest logit plus Gumbel draw.
-
-    That samples from the probabilities, as ``route_sampled`` does. Gates are free of the noise.
-    [T, E], [T, E] -> Routing [T, 1]
-    """
-    return _first_come(ops.softmax(logits, axis=-1), top_k(logits + gumbel, 1), capacity, n_groups,
-                       used)
+def _logits_in_bfloat16(x, w_router):
+    rounded = ops.round_to_bfloat16
+    return rounded(router_logits(rounded(x), rounded(w_router)))
 
 
-# -- The arithmetic of Tables 6 to 9 -------------------------------------------------------------
+# -- The arithmetic of Tables 7 and 9 ------------------------------------------------------------
 
 def t5_parameters(width, hidden, head_width, n_heads, n_layers, n_matrices=3, vocabulary=32128):
     """Weights of a T5 encoder-decoder with ``n_layers`` in each stack. Table 9
@@ -727,13 +530,8 @@ def switch_parameters(n_experts, n_switch_layers, width, hidden, *shape, n_matri
 
 
 def expert_parameters(n_experts, n_switch_layers, width, hidden, n_matrices=3):
-    """Weights of the experts alone."""
+    """Weights of the experts alone. Table 9"""
     return n_experts * n_switch_layers * n_matrices * width * hidden
-
-
-def share_kept(student, dense, teacher):
-    """How much of the teacher's gain over the dense model a student keeps. Tables 6, 7 and 8"""
-    return (student - dense) / (teacher - dense)
 
 
 # -- The Transformer, Sections 2 and 2.2 ---------------------------------------------------------
@@ -820,6 +618,202 @@ def switch_transformer(params, source, target, capacity, source_used=None, targe
     return SwitchTransformerOutput(nn.t5_logits(params, y), aux_losses, all_probs, routings)
 
 
+# -- As others have it: capacity -----------------------------------------------------------------
+# In floating point, as there, where the last bit can decide; the factor must be finite.
+
+def expert_capacity_mesh(n_tokens, n_experts, capacity_factor, at_least=4):
+    """As released: at most ``n_tokens``, then at least 4."""
+    _check_capacity("expert_capacity_mesh", n_tokens, n_experts, capacity_factor)
+    return max(min(n_tokens, int(n_tokens * capacity_factor / n_experts)), at_least)
+
+
+def expert_capacity_flaxformer(n_tokens, n_experts, capacity_factor, at_least=4):
+    """As released later: to the nearest number, halves to the even one."""
+    _check_capacity("expert_capacity_flaxformer", n_tokens, n_experts, capacity_factor)
+    return max(round(capacity_factor * n_tokens / n_experts), at_least)
+
+
+def expert_capacity_deepspeed(n_tokens, n_experts, capacity_factor=1.0, at_least=8):
+    """DeepSpeed's: rounded up, in float32; at least 8, or 4 in its layer class."""
+    _check_capacity("expert_capacity_deepspeed", n_tokens, n_experts, capacity_factor)
+    product = _float32(_float32(n_tokens / n_experts) * _float32(capacity_factor))
+    return max(math.ceil(product), at_least)
+
+
+def _float32(number):
+    return struct.unpack("f", struct.pack("f", number))[0]
+
+
+def expert_capacity_fairseq(n_tokens, n_experts, capacity_factor=1.0):
+    """fairseq's for training: the share of an expert rounded up, its product down."""
+    _check_capacity("expert_capacity_fairseq", n_tokens, n_experts, capacity_factor)
+    return int(capacity_factor * math.ceil(n_tokens / n_experts))
+
+
+def expert_capacity_fairseq_evaluation(n_tokens, fraction=0.25):
+    """fairseq's for evaluation: a share of all tokens, rounded up, whatever their experts."""
+    _check_capacity("expert_capacity_fairseq_evaluation", n_tokens, 1, fraction)
+    return math.ceil(fraction * n_tokens)
+
+
+def expert_capacity_tutel(n_tokens, n_experts, capacity_factor=1.0, k=1):
+    """Tutel's for a factor above 0: as fairseq's, and so for each of ``k`` choices.
+
+    0 means ``expert_capacity_full``, and a factor below 0 the smaller of that and its opposite's.
+    """
+    return k * expert_capacity_fairseq(n_tokens, n_experts, capacity_factor)
+
+
+def expert_capacity_transformers(tokens_per_sequence, expert_capacity=64):
+    """Hugging Face's: a number, in a group that is one sequence, whatever the number of experts."""
+    return min(tokens_per_sequence, expert_capacity)
+
+
+def expert_capacity_full(expert, n_experts, used=None):
+    """As many slots as the expert most in demand needs, so that none is dropped. [T, K] int -> int
+
+    DeepSpeed's where tokens may not be dropped, and Tutel's for a factor of 0.
+    """
+    return int(counts_in_groups(expert, n_experts, 1, _used(used, len(expert))).max())
+
+
+# -- As others have it: routes -------------------------------------------------------------------
+
+def highest_gate_first(probs):
+    """The order in which the most certain tokens are seated first: ``route``'s ``order``.
+
+    Mesh TensorFlow's switch_max, an option of flaxformer's encoder, and Tutel's. Whether a token is
+    kept then depends on those after it, so it is no order for a decoder. [T, E] -> [T] int
+    """
+    return (-stop_gradient(probs).max(axis=-1)).argsort(kind="stable")
+
+
+def route_random_token_selection(probs, u, capacity, n_groups=1, used=None):
+    """Each expert keeps a random choice of its tokens: DeepSpeed's, and on by default there.
+
+    ``u`` [T, E] is the draw, uniform on (0, 1): of its tokens an expert keeps those with the
+    largest number in its column. Those kept have slots in the order of tokens, the others 0.
+    With the draw turned off, DeepSpeed keeps whichever of them torch.topk comes upon.
+    [T, E] -> Routing [T, 1]
+    """
+    expert = top_k(probs, 1)                                           # [T, 1]
+    luck = ops.take_along_axis(u, expert, axis=-1)[:, 0]               # [T]
+    order = (-luck).argsort(kind="stable")
+    _, _, keep, gate = _first_come(probs, expert, capacity, n_groups, used, order)
+    return Routing(expert, slots_in_groups(expert, probs.shape[-1], n_groups, keep), keep, gate)
+
+
+def route_gumbel(logits, gumbel, capacity, n_groups=1, used=None):
+    """DeepSpeed's RSample: each token to the expert of the largest logit plus Gumbel draw.
+
+    That samples from the probabilities, as ``route_sampled`` does. Gates are free of the noise.
+    [T, E], [T, E] -> Routing [T, 1]
+    """
+    return _first_come(ops.softmax(logits, axis=-1), top_k(logits + gumbel, 1), capacity, n_groups,
+                       used)
+
+
+def logits_noise_tutel(logits, z, noise=1.0):
+    """Tutel's, for gates and loss as well: noise / E times a standard normal draw, added.
+
+    [T, E], [T, E] -> [T, E]
+    """
+    return logits + noise / logits.shape[-1] * z
+
+
+def router_probs_cast_probs(x, w_router):
+    """Even the softmax is bfloat16, each of its steps: Mesh TensorFlow's no token left behind.
+
+    [T, D], [D, E] -> [T, E]
+    """
+    rounded = ops.round_to_bfloat16
+    logits = _logits_in_bfloat16(x, w_router)
+    e = rounded(ops.exp(rounded(logits - logits.max(axis=-1, keepdims=True))))
+    return rounded(e / rounded(e.sum(axis=-1, keepdims=True)))
+
+
+def router_probs_transformers(x, w_router):
+    """Hugging Face's, of a bfloat16 input: rounded before the choice, where ties then decide.
+
+    [T, D], [D, E] -> [T, E]
+    """
+    return ops.round_to_bfloat16(router_probs_cast_input(x, w_router))
+
+
+# -- As others have it: losses -------------------------------------------------------------------
+
+def all_choices_load_balancing_loss(probs, expert, n_groups=1, used=None):
+    """The loss with f the share of all T K choices. [T, E], [T, K] int -> []
+
+    Mesh TensorFlow's with no token left behind, its ``expert`` the best as many as there are
+    stages, so that lower choices are balanced too; and DeepSpeed's for its K experts.
+    """
+    f = dispatched_fraction(expert, probs.shape[-1], n_groups, used) / expert.shape[1]
+    return _balance(f, mean_probability(probs, n_groups, used))
+
+
+def flaxformer_load_balancing_loss(probs, expert, n_groups=1, used=None):
+    """The loss with any of a token's choices in f, and padding in the divisors alone.
+
+    K where all is uniform, and the less the more padding there is. [T, E], [T, K] int -> []
+    """
+    T, E = probs.shape
+    n = _n_used(T, n_groups, None)
+    f = counts_in_groups(expert, E, n_groups, _used(used, T)) / n      # [G, E]
+    return _balance(f, _totals(probs, n_groups, used) / n)
+
+
+def deepspeed_load_balancing_loss(probs, expert, used):
+    """The loss with padding part of P and of both divisors, but not counted in f.
+
+    [T, E], [T, 1] int, [T] bool -> []
+    """
+    T, E = probs.shape
+    f = counts_in_groups(expert, E, 1, _used(used, T)) / _n_used(T, 1, None)   # [1, E]
+    return _balance(f, mean_probability(probs))
+
+
+def transformers_load_balancing_loss(probs, routings, n_groups):
+    """One loss for all layers of a stack: Hugging Face's, in version 4.44.
+
+    Each sequence (a group) is joined to itself along the layers first, so that f and P are averages
+    over layers; and f counts after capacity, dropped tokens for expert 0.
+    L of [T, E], L of Routing [T, 1] -> []
+    """
+    T, E = probs[0].shape
+
+    def joined(layers):
+        apart = [a.reshape(n_groups, T // n_groups, a.shape[-1]) for a in layers]
+        return ops.concatenate(apart, axis=1).reshape(len(layers) * T, -1)
+
+    return load_balancing_loss(joined(probs), joined([r.expert * r.keep for r in routings]),
+                               n_groups)
+
+
+def router_z_loss(logits):
+    """The mean of (log sum_j exp h_j)^2: keeps logits small. [T, E] -> []
+
+    B. Zoph et al., "ST-MoE: Designing Stable and Transferable Sparse Expert Models", 2022.
+    arXiv:2202.08906v2. The usual weight is 1e-3.
+    """
+    return ops.square(ops.logsumexp(logits, axis=-1)).mean()
+
+
+# -- As others have it: layers and starts --------------------------------------------------------
+
+def switch_ffn_transformers(params, x, capacity, n_groups):
+    """The layer of Hugging Face's version 4.44: a dropped token comes back scaled by its gate.
+
+    A group is a sequence. The balance loss is of this layer alone, and f as there.
+    [T, D] -> [T, D]
+    """
+    probs = router_probs(x, params.w_router)                           # [T, E]
+    routing = route(probs, capacity, n_groups=n_groups)
+    y = expert_feed_forward(x, routing, params.w_in, params.w_out)     # [T, D]
+    y = y + ops.where(routing.keep, 0.0, routing.gate * x)
+    return SwitchOutput(y, transformers_load_balancing_loss([probs], [routing], n_groups), routing)
+
+
 def switch_transformer_transformers(params, source, target, capacity=64, source_used=None,
                                     target_used=None, max_distance=128, epsilon=1e-6):
     """Hugging Face's, version 4.44, without dropout: ``switch_ffn_transformers`` in each sequence.
@@ -847,3 +841,236 @@ def switch_transformer_transformers(params, source, target, capacity=64, source_
     aux_losses = [transformers_load_balancing_loss(all_probs[stack], routings[stack], len(source))
                   for stack in stacks]
     return SwitchTransformerOutput(nn.t5_logits(params, y), aux_losses, all_probs, routings)
+
+
+def truncation_corrected(w):
+    """Scaled so that the variance is scale / fan-in after all, as JAX does: by 1 / 0.8796."""
+    cut = 2 * math.sqrt(2 / math.pi) * math.exp(-2) / math.erf(math.sqrt(2))
+    return w / math.sqrt(1 - cut)
+
+
+def init_flaxformer(rng, n_experts, width, hidden, scale=0.1):
+    """The paper's, but the router from N(0, 0.02^2)."""
+    params = init(rng, n_experts, width, hidden, scale)
+    return params._replace(w_router=0.02 * rng.standard_normal((width, n_experts)))
+
+
+def init_transformers(rng, n_experts, width, hidden, factor=1.0):
+    """Hugging Face's: normal, the router from N(0, 1), both matrices of an expert from N(0, 1 / D).
+
+    All of them times ``factor``.
+    """
+    E, D, H = n_experts, width, hidden
+    return SwitchParams(factor * rng.standard_normal((D, E)),
+                        factor / math.sqrt(D) * rng.standard_normal((E, D, H)),
+                        factor / math.sqrt(D) * rng.standard_normal((E, H, D)))
+
+
+# -- Recorded runs -------------------------------------------------------------------------------
+
+LAYER = {"in.x": "T D", "in.cotangent": "T D", "set.capacity": "", "param.w_router": "D E",
+         "param.w_in": "E D H", "param.w_out": "E H D"}
+GROUPS = {**LAYER, "in.used": "bool T", "set.n_groups": ""}
+
+
+def _leaves(case, *inputs):
+    """Tensors by name: of the parameters, and of these inputs."""
+    return tree.map(Tensor, {**{name: case.inputs[name] for name in inputs}, **case.params})
+
+
+def _switch_params(leaves):
+    return SwitchParams(*(leaves[name] for name in SwitchParams._fields))
+
+
+def _layer(probs, out, case, leaves):
+    """Every intermediate of a layer, and gradients of <y, cotangent> and of its balance loss."""
+    losses = {"y": (out.y * case.inputs["cotangent"]).sum(), "aux_loss": out.aux_loss}
+    return tree.map(stop_gradient, {
+        "probs": probs, **out.routing._asdict(), "y": out.y, "aux_loss": out.aux_loss,
+        "grad": {name: grad(loss, leaves) for name, loss in losses.items()}})
+
+
+def layer_oracle(case):
+    """The layer, its tokens in groups, some of them perhaps padding."""
+    leaves, used, n_groups = _leaves(case, "x"), case.inputs["used"], case.settings["n_groups"]
+    params, x = _switch_params(leaves), leaves["x"]
+    out = switch_ffn(params, x, case.settings["capacity"], case.settings["k"], n_groups, used)
+    logits, probs = router_logits(x, params.w_router), router_probs(x, params.w_router)
+    f = dispatched_fraction(out.routing.expert[:, :1], probs.shape[-1], n_groups, used)
+    return {"logits": logits.array, "f": f, "P": mean_probability(probs, n_groups, used).array,
+            **_layer(probs, out, case, leaves)}
+
+
+def no_token_left_behind_oracle(case):
+    """The layer with no token left behind, and the balance loss of as many choices as stages."""
+    leaves, used, n_groups = _leaves(case, "x"), case.inputs["used"], case.settings["n_groups"]
+    params, x, n_stages = _switch_params(leaves), leaves["x"], case.settings["n_stages"]
+    probs = router_probs(x, params.w_router)
+    routing = route_no_token_left_behind(probs, case.settings["capacity"], n_stages, n_groups, used)
+    y = expert_feed_forward(x, routing, params.w_in, params.w_out)
+    aux_loss = all_choices_load_balancing_loss(probs, top_k(probs, n_stages), n_groups, used)
+    return _layer(probs, SwitchOutput(y, aux_loss, routing), case, leaves)
+
+
+def exploration_oracle(case):
+    """The layer with each of the policies of Appendix C but the first, which is its default."""
+    leaves, capacity, inputs = _leaves(case, "x"), case.settings["capacity"], case.inputs
+    params, x = _switch_params(leaves), leaves["x"]
+    found = {}
+    for name, seen in {"jitter": jitter(x, inputs["u"], case.settings["eps"]),
+                       "dropout": input_dropout(x, inputs["kept"], case.settings["rate"])}.items():
+        out = switch_ffn(params, x, capacity, router_input=seen)
+        found[name] = _layer(router_probs(seen, params.w_router), out, case, leaves)
+    probs = router_probs(x, params.w_router)
+    routing = route_sampled(probs, inputs["draw"], capacity)
+    y = expert_feed_forward(x, routing, params.w_in, params.w_out)
+    out = SwitchOutput(y, load_balancing_loss(probs, top_k(probs, 1)), routing)
+    return {**found, "sample": _layer(probs, out, case, leaves)}
+
+
+def expert_dropout_oracle(case):
+    """The layer with dropout in its experts."""
+    leaves = _leaves(case, "x")
+    params, x = _switch_params(leaves), leaves["x"]
+    probs = router_probs(x, params.w_router)
+    routing = route(probs, case.settings["capacity"])
+    y = expert_dropout(x, routing, params.w_in, params.w_out, case.inputs["kept"],
+                       case.settings["rate"])
+    out = SwitchOutput(y, load_balancing_loss(probs, routing.expert), routing)
+    return _layer(probs, out, case, leaves)
+
+
+def pseudocode_oracle(case):
+    """The layer of Appendix F: noise on the logits, slots from 1, of which C - 1 are filled."""
+    leaves, n_groups = _leaves(case, "x"), case.settings["n_groups"]
+    params, x, capacity = _switch_params(leaves), leaves["x"], case.settings["capacity"] - 1
+    logits = logits_noise_pseudocode(router_logits(x, params.w_router), case.inputs["u"],
+                                     case.settings["eps"])
+    probs = ops.softmax(logits)
+    routing = route(probs, capacity, n_groups=n_groups)
+    y = expert_feed_forward_einsum(x, routing, params.w_in, params.w_out, capacity, n_groups)
+    out = SwitchOutput(y, load_balancing_loss(probs, routing.expert, n_groups), routing)
+    return {"logits": logits.array, **_layer(probs, out, case, leaves)}
+
+
+def selective_precision_oracle(case):
+    """Probabilities and choices for each place of the up-cast; the experts in bfloat16."""
+    x, w_router = case.inputs["x"], case.params["w_router"]
+    probs = {"cast_input": router_probs_cast_input(x, w_router),
+             "cast_logits": router_probs_cast_logits(x, w_router),
+             "cast_probs": router_probs_cast_probs(x, w_router),
+             "transformers": router_probs_transformers(x, w_router)}
+    routing = route(probs["cast_input"], case.settings["capacity"])
+    return {"probs": probs, "expert": {name: top_k(p, 1) for name, p in probs.items()},
+            "y": expert_feed_forward_bfloat16(x, routing, case.params["w_in"],
+                                              case.params["w_out"])}
+
+
+def attention_oracle(case):
+    """Attention whose experts are matrices; gradients of <y, cotangent> and the balance loss."""
+    leaves, capacity = _leaves(case, "x"), case.settings["capacity"]
+    projections = {name: SwitchProjectionParams(leaves[f"{name}.w_router"], leaves[f"{name}.w"])
+                   for name in ("query", "key", "value")}
+    params, x = SwitchAttentionParams(**projections, w_out=leaves["w_out"]), leaves["x"]
+    B, S, D = x.shape
+    out = switch_attention(params, x, capacity, bias=case.inputs["bias"])
+    losses = {"y": (out.y * case.inputs["cotangent"]).sum(), "aux_loss": out.aux_loss}
+    return tree.map(stop_gradient, {
+        **{name: {**routing._asdict(),
+                  "y": switch_projection(projections[name], x.reshape(B * S, D), capacity).y}
+           for name, routing in zip(projections, out.routings)},
+        "y": out.y, "aux_loss": out.aux_loss,
+        "grad": {name: grad(loss, leaves) for name, loss in losses.items()}})
+
+
+def distillation_oracle(case):
+    """The loss of each token, and the gradient of <loss, cotangent>."""
+    leaves = _leaves(case, "logits")
+    loss = distillation_loss(leaves["logits"], case.inputs["label"], case.inputs["teacher_probs"],
+                             case.settings["of_teacher"])
+    return {"loss": loss.array, "grad": grad((loss * case.inputs["cotangent"]).sum(), leaves)}
+
+
+def transformers_oracle(case):
+    """A stack of Hugging Face's layers, its balance loss and z-loss, and their gradients."""
+    leaves, capacity = _leaves(case, "x"), case.settings["capacity"]
+    B, S, D = leaves["x"].shape
+    y, found, probs, routings, logits = leaves["x"].reshape(B * S, D), [], [], [], []
+    for layer in range(leaves["w_router"].shape[0]):
+        params = SwitchParams(*(w[layer] for w in _switch_params(leaves)))
+        logits.append(router_logits(y, params.w_router))
+        probs.append(router_probs(y, params.w_router))
+        out = switch_ffn_transformers(params, y, capacity, B)
+        y, routing = out.y, out.routing
+        routings.append(routing)
+        found.append({"logits": logits[-1], "keep": routing.keep,
+                      "expert": routing.expert * routing.keep, "gate": routing.gate, "y": y})
+    losses = {"y": (y * case.inputs["cotangent"].reshape(B * S, D)).sum(),
+              "aux_loss": transformers_load_balancing_loss(probs, routings, B),
+              "z_loss": router_z_loss(ops.concatenate(logits, axis=0))}
+    return tree.map(stop_gradient, {
+        "layer": found, "aux_loss": losses["aux_loss"], "z_loss": losses["z_loss"],
+        "grad": {name: grad(loss, leaves) for name, loss in losses.items()}})
+
+
+def deepspeed_oracle(case):
+    """DeepSpeed's top-1 gating: random token selection, nobody dropped, and Gumbel noise.
+
+    Expert -1 and slot 0 stand for a token that was dropped.
+    """
+    leaves, inputs = _leaves(case, "logits"), case.inputs
+    logits, used = leaves["logits"], inputs["used"]
+    probs = ops.softmax(logits)
+    T, E = probs.shape
+    capacity = expert_capacity_deepspeed(T, E, case.settings["capacity_factor"],
+                                         case.settings["at_least"])
+    enough = expert_capacity_full(top_k(probs, 1), E, used)
+    routings = {
+        "random_token_selection": route_random_token_selection(probs, inputs["u"], capacity,
+                                                               used=used),
+        "all_kept": route(probs, enough, used=used),
+        "gumbel": route_gumbel(logits, inputs["gumbel"], T, used=used)}
+    found = {"probs": probs, "capacity": namespace().asarray(capacity),
+             "all_kept_capacity": namespace().asarray(enough)}
+    for name, (expert, slot, keep, gate) in routings.items():
+        kept = ops.where(keep, gate, 0.0)                              # [T, 1]
+        losses = {"gate": (kept[:, 0] * inputs["cotangent"]).sum(),
+                  "aux_loss": deepspeed_load_balancing_loss(probs, expert, used)}
+        found[name] = {"expert": ops.where(keep, expert, -1), "slot": slot * keep, "gate": kept,
+                       "aux_loss": losses["aux_loss"],
+                       "grad": {loss: grad(losses[loss], leaves) for loss in losses}}
+    return tree.map(stop_gradient, found)
+
+
+def capacity_deepspeed_oracle(case):
+    """DeepSpeed's capacity, of several sizes."""
+    sizes = zip(*(case.settings[name] for name in ("n_tokens", "n_experts", "capacity_factor",
+                                                   "at_least")))
+    return {"capacity": namespace().asarray([expert_capacity_deepspeed(*size) for size in sizes])}
+
+
+ORACLES = {
+    "layer": ({**GROUPS, "set.k": ""}, layer_oracle),
+    "no_token_left_behind": ({**GROUPS, "set.n_stages": ""}, no_token_left_behind_oracle),
+    "exploration": ({**LAYER, "in.u": "T D", "in.kept": "bool T D", "in.draw": "T", "set.eps": "",
+                     "set.rate": ""}, exploration_oracle),
+    "expert_dropout": ({**LAYER, "in.kept": "bool T H", "set.rate": ""}, expert_dropout_oracle),
+    "pseudocode": ({**LAYER, "in.u": "T E", "set.n_groups": "", "set.eps": ""}, pseudocode_oracle),
+    "selective_precision": ({name: letters for name, letters in LAYER.items()
+                             if name != "in.cotangent"}, selective_precision_oracle),
+    "attention": ({
+        "in.x": "B S D", "in.bias": "A S S", "in.cotangent": "B S D", "set.capacity": "",
+        **{f"param.{name}.{part}": letters for name in ("query", "key", "value")
+           for part, letters in (("w_router", "D E"), ("w", "E D H"))},      # H = A W
+        "param.w_out": "A W D"}, attention_oracle),
+    "distillation": ({"in.logits": "T V", "in.label": "int T", "in.teacher_probs": "T V",
+                      "in.cotangent": "T", "set.of_teacher": ""}, distillation_oracle),
+    "transformers": ({"in.x": "B S D", "in.cotangent": "B S D", "set.capacity": "",
+                      "param.w_router": "L D E", "param.w_in": "L E D H",
+                      "param.w_out": "L E H D"}, transformers_oracle),
+    "deepspeed": ({"in.logits": "T E", "in.u": "T E", "in.gumbel": "T E", "in.used": "bool T",
+                   "in.cotangent": "T", "set.capacity_factor": "", "set.at_least": ""},
+                  deepspeed_oracle),
+    "capacity_deepspeed": ({f"set.{name}": "N" for name in (
+        "n_tokens", "n_experts", "capacity_factor", "at_least")}, capacity_deepspeed_oracle),
+}

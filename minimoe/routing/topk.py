@@ -1,6 +1,6 @@
 """Who is chosen, and in what order the chosen queue. Integers throughout: no gradient passes here.
 
-    T tokens, E experts, K experts chosen per token
+    T tokens, E experts, K experts chosen per token, G groups
 """
 from minimoe.autodiff.tensor import stop_gradient
 from minimoe.backend import namespace
@@ -56,3 +56,35 @@ def group(expert, n_experts):
     xp = namespace(expert)
     small = expert.astype("uint16") if n_experts <= 2 ** 16 else expert
     return xp.argsort(small, kind="stable"), xp.bincount(expert, minlength=n_experts)
+
+
+# -- In groups -----------------------------------------------------------------------------------
+# G groups of T / G tokens in a row, each with queues of its own. ValueError where G does not divide
+# T. A choice that is False in ``used``, [T, 1] or [T, K] bool, stands in no queue.
+
+def queues(expert, n_experts, n_groups):
+    """The queue of each choice, one for each expert in each group. [T, K] int -> [T, K] int"""
+    xp = namespace(expert)
+    T, K = expert.shape
+    if n_groups < 1 or T % n_groups:
+        raise ValueError(f"queues: needs a number of groups that divides {T} tokens; "
+                         f"got {n_groups}")
+    apart = expert.reshape(n_groups, T // n_groups, K)
+    return (apart + n_experts * xp.arange(n_groups)[:, None, None]).reshape(T, K)
+
+
+def slots_in_groups(expert, n_experts, n_groups, used=None, order=None):
+    """Each choice's place in its queue, as ``slots``; 0 if it is not used. [T, K] int"""
+    queue, n_queues = queues(expert, n_experts, n_groups), n_experts * n_groups
+    if used is None:
+        return slots(queue, n_queues, order)
+    return slots(namespace(queue).where(used, queue, n_queues), n_queues + 1, order) * used
+
+
+def counts_in_groups(expert, n_experts, n_groups, used=None):
+    """How many stand in each queue. [T, K] int -> [G, E] int"""
+    queue, n_queues = queues(expert, n_experts, n_groups), n_experts * n_groups
+    if used is not None:
+        queue = namespace(queue).where(used, queue, n_queues)
+    _, counts = group(queue.reshape(-1), n_queues + 1)
+    return counts[:-1].reshape(n_groups, n_experts)
