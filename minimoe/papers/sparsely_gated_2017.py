@@ -31,11 +31,16 @@ davidmrau/mixture-of-experts (f662999), FM the NoisyGate of the FastMoE family, 
     its gradient       text: not said; here, and in all of these, it passes; to hold it, give
                        load_probability the stop_gradient of a threshold
     k = E              text: not said; here P = 1; T2T, DM, FM: load_hard, which is the same
-    no noise           text: not said; here Eq. (9) all the same; T2T, DM: load_hard
+    no noise           text: not said; here Eq. (9) all the same, epsilon being 0; T2T: std is 0 as
+                       well, a step; DM: load_hard
     importance         text, T2T, DM, FM: of the gate; VM: of ``softmax_gate``
     CV                 text: not said of what variance; population: T2T, VM, here; T2T adds 1e-10:
                        cv_squared_tensor2tensor; DM, FM take the sample's: cv_squared_davidmrau
-    gate at the start  text, T2T, DM: 0; FM: uniform, not built
+    batch              text: whole; VM: losses of each group of rows by itself
+    weights w          text: two; T2T, DM: 1e-2 for both
+    gate at the start  text, T2T, DM: 0; FM: uniform, gate_init_fastmoe
+    experts            text: two matrices and relu; T2T: the second times sqrt(D / H); DM: a softmax
+                       of what each gives, not built
     sum of outputs     text: linear; DM before December 2023: combine_log_space
     output             text: sigmoid, dropout and residual around the layer; T2T, DM: the bare sum
     hierarchical CV    text: not said; here over all A * B, no further one over groups
@@ -44,12 +49,12 @@ davidmrau/mixture-of-experts (f662999), FM the NoisyGate of the FastMoE family, 
     other top-k gates  mesh (da90793) and T2T on TPUs limit capacity: not built
 """
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from minimoe import nn, ops
-from minimoe.autodiff.tensor import Tensor, stop_gradient
+from minimoe import nn, ops, tree
+from minimoe.autodiff.tensor import Tensor, grad, stop_gradient
 from minimoe.backend import identity, is_array, namespace
-from minimoe.optim import inverse_square_root, linear_warmup
+from minimoe.optim import AdafactorState, adafactor_init, inverse_square_root, linear_warmup
 from minimoe.routing.dispatch import Routing, gather, packed_seats
 from minimoe.routing.experts import expert_feed_forward, ragged_matmul
 from minimoe.routing.topk import slots, top_k
@@ -64,15 +69,6 @@ class GateParams(NamedTuple):
     w_noise: Tensor   # [D, E]
 
 
-class Gating(NamedTuple):
-    clean: Tensor       # [T, E]
-    std: Tensor         # [T, E]
-    noisy: Tensor       # [T, E]
-    gate: Tensor        # [T, E]
-    p: Tensor           # [T, E]
-    routing: Routing    # of the k chosen: its gates are those of ``gate``, the largest first
-
-
 def gate_init(width, n_experts):
     """Zeros, so that all experts begin with equal load (Appendix A): the noise alone decides."""
     zeros = namespace().zeros
@@ -81,7 +77,7 @@ def gate_init(width, n_experts):
 
 def softmax_gate(x, w_gate):
     """The gate that is not sparse, Eq. (2), again Eq. (15). [T, D], [D, E] -> [T, E]"""
-    return ops.softmax(x @ w_gate)
+    return ops.softmax(_finite("softmax_gate", x @ w_gate))
 
 
 def noise_std(raw):
@@ -90,8 +86,18 @@ def noise_std(raw):
 
 
 def noisy_logits(clean, std, epsilon):
-    """H(x), Eq. (4). [T, E], [T, E], [T, E] -> [T, E]"""
-    return clean + epsilon * std
+    """H(x), Eq. (4). [T, E], [T, E], [T, E] -> [T, E]
+
+    ValueError where NaN or infinity comes of it, here and in ``softmax_gate``: sorting would rank
+    NaN last without a word.
+    """
+    return _finite("noisy_logits", clean + epsilon * std)
+
+
+def _finite(name, logits):
+    if not (abs(stop_gradient(logits)) < math.inf).all():
+        raise ValueError(f"{name}: logits must be finite; rows or weights are too large")
+    return logits
 
 
 def keep_top_k(logits, k):
@@ -108,24 +114,6 @@ def gate_of_top_k(noisy, k):
     For k = 1 it is 1, and no gradient of the task reaches the gate.
     """
     return ops.softmax(keep_top_k(noisy, k))
-
-
-def noisy_top_k(clean, raw, epsilon, k):
-    """Noisy top-k gating and its load, Eqs. (3)-(5) and (9), of x W_g and x W_noise. -> Gating
-
-    [T, E], [T, E], [T, E]
-    """
-    std = noise_std(raw)
-    noisy = noisy_logits(clean, std, epsilon)
-    p = load_probability(clean, std, kth_excluding(noisy, k))
-    return _gating(clean, std, noisy, gate_of_top_k(noisy, k), p, k)
-
-
-def _gating(clean, std, noisy, gate, p, k):
-    expert = top_k(noisy, k)                                             # [T, k]
-    routing = Routing(expert, slots(expert, noisy.shape[1]), expert >= 0,
-                      ops.take_along_axis(gate, expert))
-    return Gating(clean, std, noisy, gate, p, routing)
 
 
 # -- Balance, Section 4 and Appendix A -----------------------------------------------------------
@@ -176,9 +164,13 @@ def load_loss(load):
 
 
 def cv_squared(v):
-    """Variance over squared mean, of a population; 0 where the mean is 0. [E] -> []"""
+    """Variance over squared mean, of a population; 0 where the mean is 0. [E] or [A, B] -> []
+
+    Taken of v / mean, as squares of small loads would underflow. Of a batch it is at most the mean
+    over equal parts of it: losses of parts, added up, balance each part.
+    """
     mean = v.mean()
-    return ops.var(v) / ops.square(ops.where(mean == 0, 1.0, mean))
+    return ops.var(v / ops.where(mean == 0, 1.0, mean))
 
 
 # -- The layer, Section 2 ------------------------------------------------------------------------
@@ -189,11 +181,21 @@ class SparselyGatedParams(NamedTuple):
     w_out: Tensor   # [E, H, D]
 
 
+class Gating(NamedTuple):
+    clean: Tensor       # [T, E]
+    std: Tensor         # [T, E]
+    noisy: Tensor       # [T, E]
+    gate: Tensor        # [T, E]
+    p: Tensor           # [T, E]
+    routing: Routing    # of the k chosen: its gates are those of ``gate``, the largest first
+
+
 class SparselyGatedOutput(NamedTuple):
     y: Tensor            # [T, D]
     importance: Tensor   # [E]
     load: Tensor         # [E]
     routing: Routing
+    gating: Gating
 
 
 def init(rng, n_experts, width, hidden):
@@ -210,19 +212,46 @@ def _experts_init(rng, n_experts, width, hidden):
             math.sqrt(1 / hidden) * rng.standard_normal((*n_experts, hidden, width)))
 
 
+def noisy_top_k(clean, raw, epsilon, k, noise_std=noise_std, gate_of_top_k=gate_of_top_k,
+                threshold=kth_excluding):
+    """Noisy top-k gating and its load, Eqs. (3)-(5) and (9), of x W_g and x W_noise. -> Gating
+
+    The parts in which others differ may be exchanged for theirs. [T, E], [T, E], [T, E]
+    """
+    std = noise_std(raw)
+    noisy = noisy_logits(clean, std, epsilon)
+    gate = gate_of_top_k(noisy, k)
+    p = load_probability(clean, std, threshold(noisy, k))
+    expert = top_k(noisy, k)                                             # [T, k]
+    routing = Routing(expert, slots(expert, noisy.shape[1]), expert >= 0,
+                      ops.take_along_axis(gate, expert))
+    return Gating(clean, std, noisy, gate, p, routing)
+
+
 def moe(params, x, epsilon, k, noisy_top_k=noisy_top_k):
     """y = sum_i G(x)_i E_i(x), Eq. (1), over the experts chosen. [T, D], [T, E] -> [T, D]
 
     An expert is a layer of relu units between two matrices (Appendix C.1). ``epsilon`` is a draw
     from the standard normal, or the number 0 for no noise; ``noisy_top_k`` another's gating.
-    ValueError where x is not [T, D], epsilon not [T, E] or k not between 1 and E, and for NaN or
-    infinity in x, epsilon or the gate's weights.
+    ValueError where x is not [T, D], epsilon not [T, E] or k no whole number between 1 and E, and
+    for NaN or infinity in x, epsilon, the gate's weights or the logits.
     """
     w_gate, w_noise = params.gate
     _check("moe", x, params.gate, epsilon, k, w_gate.shape[:1], w_gate.shape[1:])
     gating = noisy_top_k(x @ w_gate, x @ w_noise, epsilon, k)
     y = expert_feed_forward(x, gating.routing, params.w_in, params.w_out)
-    return SparselyGatedOutput(y, importance(gating.gate), load(gating.p), gating.routing)
+    return SparselyGatedOutput(y, importance(gating.gate), load(gating.p), gating.routing, gating)
+
+
+def moe_of_rows(params, x, present, epsilon, k, noisy_top_k=noisy_top_k):
+    """``moe`` of the rows that ``present``, [T] bool, is True for: padding must not count as load.
+
+    The other rows are 0; the routing is that of the rows left. [T, D], [T, E] -> [T, D]
+    """
+    rows = present.nonzero()[0]
+    out = moe(params, x[rows], epsilon[rows] if is_array(epsilon) else epsilon, k, noisy_top_k)
+    zeros = namespace(present).zeros(x.shape, x.dtype)
+    return out._replace(y=ops.scatter_add(zeros, rows, out.y))
 
 
 def _check(name, x, gate, epsilon, k, width, n_experts):
@@ -230,7 +259,7 @@ def _check(name, x, gate, epsilon, k, width, n_experts):
         raise ValueError(f"{name}: x must be [T, {width[0]}], all leading axes run together; "
                          f"got {x.shape}")
     E = n_experts[-1]
-    if k not in range(1, E + 1):
+    if k not in range(1, E + 1) or not hasattr(k, "__index__"):
         raise ValueError(f"{name}: k must be a whole number between 1 and {E} experts; got {k}")
     if is_array(epsilon) and epsilon.shape != (len(x), *n_experts):
         raise ValueError(f"{name}: epsilon must be {[len(x), *n_experts]}, or the number 0; "
@@ -256,6 +285,8 @@ class HierarchicalOutput(NamedTuple):
     importance: Tensor   # [A, B]
     load: Tensor         # [A, B]
     routing: Routing     # over A * B experts, those of a group side by side; k1 * k2 for each row
+    primary: Gating      # [T, A]
+    secondary: Gating    # [R, B]   R = T * k1: the rows of the first group, those of the second ...
 
 
 def hierarchical_init(rng, n_groups, group_size, width, hidden):
@@ -304,7 +335,7 @@ def hierarchical_moe(params, x, epsilon, k):
         ops.stack([importance(product[part]) for part in parts]),        # [A, B]    Eq. (13)
         ops.stack([load_of_group[i] * load(secondary.p[part]) / max(part.stop - part.start, 1)
                    for i, part in enumerate(parts)]),                    # [A, B]    Eq. (14)
-        routing)
+        routing, primary, secondary)
 
 
 # -- Around the layer: a language model, Appendix C.1 --------------------------------------------
@@ -317,12 +348,15 @@ class LanguageModelParams(NamedTuple):
     w_softmax: Tensor               # [D, V]
 
 
-class DropoutMasks(NamedTuple):
-    """What each layer's output is multiplied with, [S, B, D]: see ``dropout_mask``; 1 for none."""
-    embedding: Tensor = 1.0
-    lstm_below: Tensor = 1.0
-    moe: Tensor = 1.0
-    lstm_above: Tensor = 1.0
+class DropoutKeep(NamedTuple):
+    """Which outputs of a layer dropout lets be, [S, B, D] bool, True with probability 1 - DropProb.
+
+    None is all of them, and unscaled.
+    """
+    embedding: Any = None
+    lstm_below: Any = None
+    moe: Any = None
+    lstm_above: Any = None
 
 
 class LanguageModelOutput(NamedTuple):
@@ -330,6 +364,7 @@ class LanguageModelOutput(NamedTuple):
     importance: Tensor   # [E], or [A, B]
     load: Tensor
     routing: Routing     # T = S * B, the words of one time step side by side
+    states: tuple = ()   # [S, B, D] above each of the layers that ``DropoutKeep`` names
 
 
 def language_model_init(rng, vocabulary, width, moe):
@@ -351,31 +386,25 @@ def language_model_init(rng, vocabulary, width, moe):
                                rng.standard_normal((D, vocabulary)) / math.sqrt(D))
 
 
-def dropout_mask(u, rate):
-    """0 with probability ``rate``, else 1 / (1 - rate); ``u`` is the draw, uniform on [0, 1).
-
-    ValueError for a rate that is not in [0, 1).
-    """
-    if not 0 <= rate < 1:
-        raise ValueError(f"dropout_mask: the rate must be at least 0 and below 1; got {rate}")
-    return (u >= rate).astype(u.dtype) / (1 - rate)
-
-
-def language_model(params, words, epsilon, k, masks=DropoutMasks(), layer=moe):
+def language_model(params, words, epsilon, k, keep=DropoutKeep(), drop_prob=0.0, layer=moe):
     """Embedding, LSTM, MoE, LSTM and softmax: the logits of what comes next (Appendix C.1).
 
-    The MoE is applied to all time steps at once, as to one batch (Section 3.1). Every layer but
-    the softmax has dropout, and after it, but for the embedding, its input added; the MoE a sigmoid
-    before both. ``layer`` is ``moe`` or ``hierarchical_moe``, and ``epsilon`` and ``k`` are its
-    own, with T = S * B. [S, B] int -> [S, B, V]
+    The MoE is applied to all time steps at once, as to one batch (Section 3.1), and has a sigmoid.
+    Every layer but the softmax then has dropout and after it, but for the embedding, its input
+    added. ``layer`` is ``moe`` or ``hierarchical_moe``, and ``epsilon`` and ``k`` are its own, with
+    T = S * B. [S, B] int -> [S, B, V]
     """
-    x = masks.embedding * nn.embedding(params.embedding, words)          # [S, B, D]
-    x = x + masks.lstm_below * nn.lstm(params.lstm_below, x).hidden
-    S, B, D = x.shape
-    out = layer(params.moe, x.reshape(S * B, D), epsilon, k)             # [S*B, D]
-    x = x + masks.moe * ops.sigmoid(out.y).reshape(S, B, D)
-    x = x + masks.lstm_above * nn.lstm(params.lstm_above, x).hidden
-    return LanguageModelOutput(x @ params.w_softmax, out.importance, out.load, out.routing)
+    def dropout(y, keep):
+        return y if keep is None else nn.dropout(y, keep, drop_prob)
+
+    S, B = words.shape
+    embedded = dropout(nn.embedding(params.embedding, words), keep.embedding)       # [S, B, D]
+    below = embedded + dropout(nn.lstm(params.lstm_below, embedded).hidden, keep.lstm_below)
+    out = layer(params.moe, below.reshape(S * B, -1), epsilon, k)                   # [S*B, D]
+    mixed = below + dropout(ops.sigmoid(out.y).reshape(S, B, -1), keep.moe)         # [S, B, D]
+    above = mixed + dropout(nn.lstm(params.lstm_above, mixed).hidden, keep.lstm_above)
+    return LanguageModelOutput(above @ params.w_softmax, out.importance, out.load, out.routing,
+                               (embedded, below, mixed, above))
 
 
 def learning_rate_factor(step, n_warmup=1000):
@@ -384,11 +413,6 @@ def learning_rate_factor(step, n_warmup=1000):
     The paper gives neither the highest rate nor whether it is reached without a jump: here it is.
     """
     return linear_warmup(step, n_warmup) * inverse_square_root(step, n_warmup)
-
-
-def translation_learning_rate_factor(step, n_warmup=2000, n_constant=8000):
-    """``learning_rate_factor`` with a stretch at its highest: Appendix E."""
-    return linear_warmup(step, n_warmup) * inverse_square_root(step, n_warmup + n_constant)
 
 
 # -- Parameters and operations, Tables 7 and 8 ---------------------------------------------------
@@ -432,6 +456,66 @@ def hierarchical_operations(width, hidden, n_groups, group_size, k):
     """Operations of a hierarchical layer, ``k`` a pair: the gates of the chosen groups alone."""
     return (gate_parameters(width, n_groups)
             + k[0] * moe_operations(width, hidden, group_size, k[1]))
+
+
+# -- Adam in little memory, Appendix D -----------------------------------------------------------
+# No mean of gradients is kept (beta1 = 0); of the mean of their squares, only averages of each row
+# and of each column. The paper does this for the experts. It leaves open beta2 and epsilon (here
+# Adam's), the correction for a start at 0 (here Adam's), vectors (here a matrix of one row, which
+# is Adam without momentum), stacks of matrices (here each by itself) and a matrix that never had a
+# gradient, of which the mean is 0 (here it stays as it is). Adafactor grew from this.
+
+def factored_adam(params, gradients, state, *, learning_rate, beta2=0.999, epsilon=1e-8):
+    """Adam with beta1 = 0 and ``factored_second_moment`` for its second: arXiv:1412.6980v9.
+
+    Trees in and out as in ``minimoe.optim``; the state begins as that of ``adafactor_init``.
+    ValueError where trees or shapes do not match or a setting is out of range, TypeError for
+    gradients of another dtype.
+    """
+    if not (0 <= learning_rate < math.inf and 0 <= beta2 < 1 and 0 <= epsilon < math.inf):
+        raise ValueError(f"factored_adam: settings must be at least 0, finite, and beta2 below 1; "
+                         f"got {learning_rate}, {beta2} and {epsilon}")
+    learning_rate, beta2, epsilon = float(learning_rate), float(beta2), float(epsilon)
+    params, gradients = tree.map(stop_gradient, params), tree.map(stop_gradient, gradients)
+    squares = tree.map(_squares_of_matrix, params, gradients, state.rows, state.columns)
+    rows = tree.map(lambda r, s: beta2 * r + (1 - beta2) * s.mean(axis=-1, keepdims=True),
+                    state.rows, squares)                                 # [..., I, 1]
+    columns = tree.map(lambda c, s: beta2 * c + (1 - beta2) * s.mean(axis=-2, keepdims=True),
+                       state.columns, squares)                           # [..., 1, J]
+    t = state.step + 1
+
+    def updated(p, g, r, c):
+        v_hat = factored_second_moment(r, c).reshape(g.shape) / (1 - beta2 ** t)
+        return p - learning_rate * g / (ops.sqrt(v_hat) + epsilon)
+
+    return tree.map(updated, params, gradients, rows, columns), AdafactorState(t, rows, columns)
+
+
+def factored_second_moment(rows, columns):
+    """Row averages times column averages, over the mean of either: exact for a matrix of rank 1.
+
+    0 where all of them are. [..., I, 1], [..., 1, J] -> [..., I, J]
+    """
+    mean = rows.mean(axis=-2, keepdims=True)                             # [..., 1, 1]
+    return rows / ops.where(mean == 0, 1.0, mean) * columns
+
+
+def _squares_of_matrix(p, g, rows, columns):
+    """g * g, [..., I, J], once it is seen to fit its parameter."""
+    if g.shape != p.shape:
+        raise ValueError(f"factored_adam: gradients must be shaped like the parameters; "
+                         f"got {g.shape} for {p.shape}")
+    if g.dtype != p.dtype:
+        raise TypeError(f"factored_adam: gradients must have the parameters' dtype; "
+                        f"got {g.dtype} for {p.dtype}")
+    return (g * g).reshape(*rows.shape[:-1], columns.shape[-1])
+
+
+# -- Learning rate of the translation models, Appendix E -----------------------------------------
+
+def translation_learning_rate_factor(step, n_warmup=2000, n_constant=8000):
+    """``learning_rate_factor`` with a stretch at its highest: Appendix E."""
+    return linear_warmup(step, n_warmup) * inverse_square_root(step, n_warmup + n_constant)
 
 
 # -- Strictly balanced gating, Appendix F --------------------------------------------------------
@@ -560,6 +644,12 @@ def attention(params, source, target):
 
 # -- As others have it ---------------------------------------------------------------------------
 
+def gate_init_fastmoe(rng, width, n_experts):
+    """Uniform within 1 / sqrt(E), what torch.nn.init.kaiming_uniform_ makes of [D, E]: FM."""
+    bound = 1 / math.sqrt(n_experts)
+    return GateParams(*rng.uniform(-bound, bound, (2, width, n_experts)))
+
+
 def noise_std_tensor2tensor(raw, floor=1e-2):
     """``noise_std`` that never falls to 0: T2T, DM and FM. [T, E] -> [T, E]"""
     return noise_std(raw) + floor
@@ -587,8 +677,10 @@ def kth_inclusive(noisy, k):
 def threshold_davidmrau(noisy, k):
     """Probabilities where Eq. (9) has logits, since April 2024: DM, reported as its issue 31.
 
-    The loss then finds balance where there is none. k below E. [T, E] -> [T, E]
+    The loss then finds balance where there is none. [T, E] -> [T, E]
     """
+    if k == noisy.shape[1]:
+        return kth_excluding(noisy, k)
     probs = ops.softmax(noisy)
     largest = ops.take_along_axis(probs, top_k(probs, k + 1))            # [T, k+1]
     within = stop_gradient(noisy) > stop_gradient(largest)[:, k:]
@@ -619,20 +711,14 @@ def cv_squared_davidmrau(v, epsilon=1e-10):
 
 
 def noisy_top_k_tensor2tensor(clean, raw, epsilon, k):
-    """``noisy_top_k`` with the floor under the noise: T2T, and FM. -> Gating"""
-    std = noise_std_tensor2tensor(raw)
-    noisy = noisy_logits(clean, std, epsilon)
-    p = load_probability(clean, std, kth_excluding(noisy, k))
-    return _gating(clean, std, noisy, gate_of_top_k(noisy, k), p, k)
+    """``noisy_top_k`` with the floor under the noise: T2T and FM. -> Gating"""
+    return noisy_top_k(clean, raw, epsilon, k, noise_std_tensor2tensor)
 
 
 def noisy_top_k_davidmrau(clean, raw, epsilon, k):
     """``noisy_top_k`` with the floor, DM's gate and its threshold. -> Gating"""
-    std = noise_std_tensor2tensor(raw)
-    noisy = noisy_logits(clean, std, epsilon)
-    threshold = (threshold_davidmrau if k < clean.shape[1] else kth_excluding)(noisy, k)
-    p = load_probability(clean, std, threshold)
-    return _gating(clean, std, noisy, gate_davidmrau(noisy, k), p, k)
+    return noisy_top_k(clean, raw, epsilon, k, noise_std_tensor2tensor, gate_davidmrau,
+                       threshold_davidmrau)
 
 
 def combine_log_space(gate, outputs, floor=2.0 ** -52):
@@ -642,3 +728,167 @@ def combine_log_space(gate, outputs, floor=2.0 ** -52):
     """
     total = (gate[:, :, None] * ops.exp(outputs)).sum(axis=1)            # [T, D]
     return ops.log(ops.where(total == 0, floor, total))
+
+
+# -- Recorded runs -------------------------------------------------------------------------------
+
+GATE = {"param.gate.w_gate": "D E", "param.gate.w_noise": "D E"}
+EXPERTS = {"param.w_in": "E D H", "param.w_out": "E H D"}
+LAYER = {"in.x": "T D", "in.epsilon": "T E", "in.cotangent": "T D", "set.k": "", **GATE, **EXPERTS}
+LSTM = {"w_in": "D F", "w_hidden": "D F", "b": "F"}      # F = 4 D
+
+
+def _gradients(losses, leaves):
+    return {name: grad(loss, leaves) for name, loss in losses.items()}
+
+
+def _layer_params(named, prefix=""):
+    gate = GateParams(named[f"{prefix}gate.w_gate"], named[f"{prefix}gate.w_noise"])
+    return SparselyGatedParams(gate, named[f"{prefix}w_in"], named[f"{prefix}w_out"])
+
+
+def _gating_outputs(gating):
+    clean, std, noisy, gate, p, routing = gating
+    return tree.map(stop_gradient, {"clean": clean, "std": std, "noisy": noisy,
+                                    "expert": routing.expert, "gate": gate, "p": p})
+
+
+def _layer_outputs(case, out, leaves, cv_squared=cv_squared):
+    """What all layers end in, and the gradients of <y, cotangent> and of both losses."""
+    losses = {"importance_loss": cv_squared(out.importance), "load_loss": cv_squared(out.load)}
+    return tree.map(stop_gradient, {
+        "importance": out.importance, "load": out.load, "y": out.y, **losses,
+        "grad": _gradients({"y": (out.y * case.inputs["cotangent"]).sum(), **losses}, leaves)})
+
+
+def layer_oracle(case, noisy_top_k=noisy_top_k, cv_squared=cv_squared):
+    """Every intermediate of the flat layer, and its gradients."""
+    leaves = tree.map(Tensor, {"x": case.inputs["x"], **case.params})
+    out = moe(_layer_params(leaves), leaves["x"], case.inputs["epsilon"], case.settings["k"],
+              noisy_top_k)
+    return {**_gating_outputs(out.gating),
+            "load_hard": load_hard(out.routing, stop_gradient(out.gating.gate)),
+            **_layer_outputs(case, out, leaves, cv_squared)}
+
+
+def tensor2tensor_oracle(case):
+    return layer_oracle(case, noisy_top_k_tensor2tensor, cv_squared_tensor2tensor)
+
+
+def davidmrau_oracle(case):
+    return layer_oracle(case, noisy_top_k_davidmrau, cv_squared_davidmrau)
+
+
+def padded_oracle(case):
+    """The flat layer on the rows that are present; what belongs to a row is of those alone."""
+    leaves = tree.map(Tensor, {"x": case.inputs["x"], **case.params})
+    out = moe_of_rows(_layer_params(leaves), leaves["x"], case.inputs["present"],
+                      case.inputs["epsilon"], case.settings["k"])
+    return {**_gating_outputs(out.gating), **_layer_outputs(case, out, leaves)}
+
+
+def hierarchical_oracle(case):
+    """The hierarchical layer; of the second level, rows of one group side by side."""
+    leaves = tree.map(Tensor, {"x": case.inputs["x"], **case.params})
+    gates = (GateParams(leaves[f"{level}.w_gate"], leaves[f"{level}.w_noise"])
+             for level in ("primary", "secondary"))
+    out = hierarchical_moe(
+        HierarchicalParams(*gates, leaves["w_in"], leaves["w_out"]), leaves["x"],
+        (case.inputs["epsilon_primary"], case.inputs["epsilon_secondary"]),
+        (case.settings["k1"], case.settings["k2"]))
+    return {"primary": _gating_outputs(out.primary), "secondary": _gating_outputs(out.secondary),
+            "expert": out.routing.expert, "gate": stop_gradient(out.routing.gate),
+            **_layer_outputs(case, out, leaves)}
+
+
+def strictly_balanced_oracle(case):
+    """Strictly balanced gating: in training by the batch, in inference by the thresholds."""
+    leaves = tree.map(Tensor, {"x": case.inputs["x"], **case.params})
+    params = StrictlyBalancedParams(*(leaves[name] for name in StrictlyBalancedParams._fields))
+    x, k, cotangent = leaves["x"], case.settings["k"], case.inputs["cotangent"]
+    trained, inferred = strictly_balanced_moe(params, x, k), threshold_moe(params, x, k)
+    losses = {"importance_loss": importance_loss(trained.importance),
+              "threshold_loss": trained.threshold_loss}
+    return tree.map(stop_gradient, {
+        "probs": softmax_gate(x, params.w_gate),
+        "mask": trained.routing.keep, "gate": trained.routing.gate,
+        "threshold_mask": inferred.routing.keep, "threshold_gate": inferred.routing.gate,
+        "importance": trained.importance, "y": trained.y, "y_inferred": inferred.y, **losses,
+        "grad": _gradients({"y": (trained.y * cotangent).sum(),
+                            "y_inferred": (inferred.y * cotangent).sum(), **losses}, leaves)})
+
+
+def language_model_oracle(case):
+    """The language model; what is differentiated is the mean cross entropy plus both losses."""
+    leaves = tree.map(Tensor, case.params)
+    lstm_below, lstm_above = (
+        nn.LSTMParams(*(leaves[f"lstm_{place}.{part}"] for part in nn.LSTMParams._fields))
+        for place in ("below", "above"))
+    params = LanguageModelParams(nn.EmbeddingParams(leaves["embedding.table"]), lstm_below,
+                                 _layer_params(leaves, "moe."), lstm_above, leaves["w_softmax"])
+    keep = DropoutKeep(*(case.inputs[f"keep.{name}"] for name in DropoutKeep._fields))
+    out = language_model(params, case.inputs["words"], case.inputs["epsilon"], case.settings["k"],
+                         keep, case.settings["drop_prob"])
+    cross_entropy = ops.cross_entropy(out.logits, case.inputs["targets"])
+    loss = cross_entropy.mean() + importance_loss(out.importance) + load_loss(out.load)
+    return tree.map(stop_gradient, {
+        "state": dict(zip(DropoutKeep._fields, out.states)),
+        "expert": out.routing.expert, "gate": out.routing.gate, "importance": out.importance,
+        "load": out.load, "logits": out.logits, "cross_entropy": cross_entropy, "loss": loss,
+        "grad": grad(loss, leaves)})
+
+
+def factored_adam_oracle(case):
+    """Factorised Adam over N updates: its averages, and experts and biases, after each."""
+    params = {name: case.params[name] for name in ("w", "b")}
+    state, steps = adafactor_init(params), []
+    for gradients in zip(case.inputs["gradients.w"], case.inputs["gradients.b"]):
+        params, state = factored_adam(params, dict(zip(params, gradients)), state, **case.settings)
+        steps.append({"rows": state.rows["w"], "columns": state.columns["w"],
+                      "second_moment": factored_second_moment(state.rows["w"], state.columns["w"]),
+                      **params})
+    return tree.map(lambda *parts: ops.stack(parts), *steps)
+
+
+def attention_oracle(case):
+    """Both attention functions, and gradients of <A, cotangent>."""
+    leaves = tree.map(Tensor, {**case.inputs, **case.params})
+    params = AttentionParams(leaves["u"], leaves["w"], leaves["v"])
+    cotangent = leaves.pop("cotangent")
+    scores = {"gnmt": attention_gnmt(params, leaves["source"], leaves["target"]),
+              "product": attention(params, leaves["source"], leaves["target"])}
+    return tree.map(stop_gradient, {**scores, "grad": _gradients(
+        {name: (a * cotangent).sum() for name, a in scores.items()}, leaves)})
+
+
+ORACLES = {
+    "layer": (LAYER, layer_oracle),
+    "layer_padded": ({**LAYER, "in.present": "bool T"}, padded_oracle),
+    "layer_tensor2tensor": (LAYER, tensor2tensor_oracle),
+    "layer_davidmrau": (LAYER, davidmrau_oracle),
+    "hierarchical": ({
+        "in.x": "T D", "in.epsilon_primary": "T A", "in.epsilon_secondary": "T K B",
+        "in.cotangent": "T D", "set.k1": "", "set.k2": "", "param.primary.w_gate": "D A",
+        "param.primary.w_noise": "D A", "param.secondary.w_gate": "A D B",
+        "param.secondary.w_noise": "A D B", "param.w_in": "A B D H", "param.w_out": "A B H D",
+    }, hierarchical_oracle),
+    "strictly_balanced": ({
+        "in.x": "T D", "in.cotangent": "T D", "set.k": "", "param.w_gate": "D E",
+        "param.threshold": "E", **EXPERTS}, strictly_balanced_oracle),
+    "language_model": ({
+        "in.words": "int S B", "in.targets": "int S B", "in.epsilon": "T E",
+        **{f"in.keep.{name}": "bool S B D" for name in DropoutKeep._fields}, "set.k": "",
+        "set.drop_prob": "", "param.embedding.table": "V D",
+        **{f"param.lstm_{place}.{name}": letters for place in ("below", "above")
+           for name, letters in LSTM.items()},
+        **{key.replace("param.", "param.moe."): letters for key, letters in
+           {**GATE, **EXPERTS}.items()},
+        "param.w_softmax": "D V"}, language_model_oracle),
+    "factored_adam": ({
+        "in.gradients.w": "N E D H", "in.gradients.b": "N H", "set.learning_rate": "",
+        "set.beta2": "", "set.epsilon": "", "param.w": "E D H", "param.b": "H",
+    }, factored_adam_oracle),
+    "attention": ({
+        "in.source": "S D", "in.target": "R D", "in.cotangent": "S R", "param.u": "D H",
+        "param.w": "D H", "param.v": "H"}, attention_oracle),
+}
