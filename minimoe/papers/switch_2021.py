@@ -306,7 +306,8 @@ def expert_dropout(x, routing, w_in, w_out, keep, rate=0.4):
     """
     seats, ends = packed_seats(routing.expert, routing.keep, w_in.shape[0])
     hidden = ops.relu(ragged_matmul(gather(x, seats), w_in, ends=ends))   # [R, H]
-    hidden = dropout(hidden, gather(keep, seats), rate)
+    kept = keep[seats.choice // routing.expert.shape[1]]               # [R, H]   of each token
+    hidden = dropout(hidden, kept, rate)
     return gather_back(ragged_matmul(hidden, w_out, ends=ends), routing.gate, seats)
 
 
@@ -864,6 +865,138 @@ def init_transformers(rng, n_experts, width, hidden, factor=1.0):
     return SwitchParams(factor * rng.standard_normal((D, E)),
                         factor / math.sqrt(D) * rng.standard_normal((E, D, H)),
                         factor / math.sqrt(D) * rng.standard_normal((E, H, D)))
+
+
+# -- Weights from Hugging Face's transformers ----------------------------------------------------
+
+def from_transformers(config, tensors):
+    """Parameters, and settings for ``switch_transformer_transformers``, of a checkpoint there.
+
+    From what ``data.huggingface.read_checkpoint`` gives for a Switch Transformer, or for a T5 with
+    relu, which has no Switch layers. ValueError for a model or a setting that is not built here
+    (gated feed-forward layers, a bias in the router), and for tensors that are missing, unexpected
+    or of another shape, naming them. -> nn.T5Params, dict
+    """
+    _check_transformers_config(config)
+    _check_transformers_tensors(_transformers_shapes(config), tensors)
+    D, A, W = config["d_model"], config["num_heads"], config["d_kv"]
+
+    def matrix(name):
+        return tensors[f"{name}.weight"].T                             # theirs: [outputs, inputs]
+
+    def attention(name):
+        heads = (matrix(f"{name}.{part}").reshape(D, A, W) for part in "qkv")
+        return nn.AttentionParams(*heads, matrix(f"{name}.o").reshape(A, W, D), *[None] * 4)
+
+    def experts(name, part):
+        return ops.stack([matrix(f"{name}.experts.expert_{e}.{part}")
+                          for e in range(config["num_experts"])])
+
+    def layer(stack, i):
+        place = f"{stack}.block.{i}.layer"
+        norms = [tensors[f"{place}.{part}.layer_norm.weight"]
+                 for part in range(2 if stack == "encoder" else 3)]
+        mlp = f"{place}.{len(norms) - 1}.{_mlp(config)}"
+        if is_switch_layer(i, _sparse_step(config, stack)):
+            feed_forward = SwitchParams(matrix(f"{mlp}.router.classifier"), experts(mlp, "wi"),
+                                        experts(mlp, "wo"))
+        else:
+            feed_forward = nn.FeedForwardParams(matrix(f"{mlp}.wi"), matrix(f"{mlp}.wo"))
+        cross = (None, None) if stack == "encoder" else (
+            norms[1], attention(f"{place}.1.EncDecAttention"))
+        return nn.T5LayerParams(norms[0], attention(f"{place}.0.SelfAttention"), *cross, norms[-1],
+                                feed_forward)
+
+    def stack(name):
+        table = tensors[f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
+        return nn.T5StackParams([layer(name, i) for i in range(_n_layers(config, name))], table,
+                                tensors[f"{name}.final_layer_norm.weight"])
+
+    head = None if config.get("tie_word_embeddings", True) else matrix("lm_head")
+    settings = {"capacity": config.get("expert_capacity", 64),
+                "max_distance": config.get("relative_attention_max_distance", 128),
+                "epsilon": config.get("layer_norm_epsilon", 1e-6)}
+    params = nn.T5Params(tensors["shared.weight"], stack("encoder"), stack("decoder"), head)
+    return params, settings
+
+
+def _transformers_shapes(config):
+    """The tensors of a checkpoint, by name."""
+    D, H, V = config["d_model"], config["d_ff"], config["vocab_size"]
+    A, W, N = config["num_heads"], config["d_kv"], config.get("relative_attention_num_buckets", 32)
+    shapes = {"shared": (V, D)}
+    if not config.get("tie_word_embeddings", True):
+        shapes["lm_head"] = (V, D)
+    for stack, parts in (("encoder", ["SelfAttention"]),
+                         ("decoder", ["SelfAttention", "EncDecAttention"])):
+        shapes[f"{stack}.final_layer_norm"] = (D,)
+        shapes[f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias"] = (N, A)
+        for i in range(_n_layers(config, stack)):
+            place = f"{stack}.block.{i}.layer"
+            for j, part in enumerate(parts):
+                shapes |= {f"{place}.{j}.{part}.{m}": (A * W, D) for m in "qkv"}
+                shapes[f"{place}.{j}.{part}.o"] = (D, A * W)
+            shapes |= {f"{place}.{j}.layer_norm": (D,) for j in range(len(parts) + 1)}
+            mlp = f"{place}.{len(parts)}.{_mlp(config)}"
+            networks = [mlp]
+            if is_switch_layer(i, _sparse_step(config, stack)):
+                shapes[f"{mlp}.router.classifier"] = (config["num_experts"], D)
+                networks = [f"{mlp}.experts.expert_{e}" for e in range(config["num_experts"])]
+            for network in networks:
+                shapes |= {f"{network}.wi": (H, D), f"{network}.wo": (D, H)}
+    return {f"{name}.weight": shape for name, shape in shapes.items()}
+
+
+def _mlp(config):
+    return "DenseReluDense" if config["model_type"] == "t5" else "mlp"
+
+
+def _n_layers(config, stack):
+    n = config["num_layers"]
+    return n if stack == "encoder" else config.get("num_decoder_layers") or n
+
+
+def _sparse_step(config, stack):
+    """``is_switch_layer``'s step; without Switch layers asked for, theirs is the number of layers.
+
+    Which leaves them one, the second.
+    """
+    if config["model_type"] == "t5":
+        return 0
+    n, sparse = _n_layers(config, stack), config.get(f"num_sparse_{stack}_layers", 3)
+    return config.get(f"{stack}_sparse_step", n // sparse if sparse > 0 else n)
+
+
+def _check_transformers_config(config):
+    kind = config.get("model_type")
+    if kind not in ("switch_transformers", "t5"):
+        raise ValueError(f"from_transformers: needs a model_type of switch_transformers or t5; "
+                         f"got {kind}")
+    needed = ["d_model", "num_heads", "d_kv", "d_ff", "vocab_size", "num_layers"]
+    lacking = [key for key in needed + ["num_experts"] * (kind != "t5") if key not in config]
+    if lacking:
+        raise ValueError(f"from_transformers: the configuration lacks {', '.join(lacking)}")
+    built = {"feed_forward_proj": "relu", "dense_act_fn": "relu", "is_gated_act": False,
+             "router_bias": False, "is_encoder_decoder": True}
+    for key, value in built.items():
+        if config.get(key, value) != value:
+            raise ValueError(f"from_transformers: {key} must be {value}; got {config[key]}")
+
+
+def _check_transformers_tensors(shapes, tensors):
+    """That all are there, and nothing else but copies and one leftover that theirs ignores too."""
+    copies = {f"{stack}.embed_tokens.weight" for stack in ("encoder", "decoder")} | {
+        "lm_head.weight", "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"}
+    problems = [("missing", sorted(shapes.keys() - tensors.keys())),
+                ("unexpected", sorted(tensors.keys() - shapes.keys() - copies)),
+                ("of another shape", [
+                    f"{name} {tuple(tensors[name].shape)} for {shape}"
+                    for name, shape in shapes.items()
+                    if name in tensors and tuple(tensors[name].shape) != shape])]
+    said = [f"{what}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if names[3:] else ''}"
+            for what, names in problems if names]
+    if said:
+        raise ValueError(f"from_transformers: tensors are {'; '.join(said)}")
 
 
 # -- Recorded runs -------------------------------------------------------------------------------

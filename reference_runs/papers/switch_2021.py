@@ -1,0 +1,529 @@
+"""Record Switch Transformers (arXiv:2101.03961v3) in PyTorch, and the Switch layers of others.
+
+    python -m reference_runs.papers.switch_2021
+
+Written from the paper, token by token and expert by expert, queues as lists; the pseudo-code of
+Appendix F in its own einsums; precision in PyTorch's bfloat16. Hugging Face's layer, its losses and
+DeepSpeed's gating run as they are, in float64, with the draws of a case in place of their own.
+DeepSpeed counts in float32, transformers takes means in it: T is a power of two, where both are
+exact. fairscale has top-2 gating alone, which is not this paper's.
+"""
+import math
+
+import torch
+from deepspeed.moe import sharded_moe
+from torch import nn
+from transformers.models.switch_transformers import modeling_switch_transformers as hugging_face
+
+from reference_runs.recorder import save, start
+
+PAPER = "arXiv:2101.03961v3"
+
+
+# -- What all cases share ------------------------------------------------------------------------
+
+def drawer(rng):
+    return lambda *shape: torch.from_numpy(rng.standard_normal(shape))
+
+
+def layer_params(draw, D, E, H):
+    return {"w_router": draw(D, E), "w_in": draw(E, D, H), "w_out": draw(E, H, D)}
+
+
+def gradients(losses, leaves):
+    """``grad.<loss>.<leaf>`` of each; zeros where a loss does not depend on a leaf."""
+    out = {}
+    for name, loss in losses.items():
+        found = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True,
+                                    allow_unused=True)
+        out.update({f"grad.{name}.{leaf}": torch.zeros_like(w) if g is None else g
+                    for (leaf, w), g in zip(leaves.items(), found)})
+    return out
+
+
+def tracked(*groups):
+    leaves = {name: w for group in groups for name, w in group.items()}
+    for w in leaves.values():
+        w.requires_grad_()
+    return leaves
+
+
+def probabilities(logits):
+    """Eq. (1), one token at a time."""
+    rows = []
+    for h in logits:
+        e = torch.exp(h - h.max().detach())
+        rows.append(e / sum(e[i] for i in range(len(e))))
+    return torch.stack(rows)
+
+
+def best(p, k):
+    """The k largest of a row, of equals the first."""
+    left = p.tolist()
+    chosen = []
+    for _ in range(k):
+        i = left.index(max(left))
+        chosen.append(i)
+        left[i] = -math.inf
+    return chosen
+
+
+def first_come(choices, used, capacity, n_groups):
+    """Slot and keep of each choice: all first choices, then all second ones."""
+    T, K = len(choices), len(choices[0])
+    slot, keep = [[0] * K for _ in range(T)], [[False] * K for _ in range(T)]
+    size = T // n_groups
+    for g in range(n_groups):
+        waiting = {}
+        for k in range(K):
+            for t in range(g * size, (g + 1) * size):
+                if used[t]:
+                    queue = waiting.setdefault(choices[t][k], [])
+                    slot[t][k] = len(queue)
+                    keep[t][k] = len(queue) < capacity
+                    queue.append(t)
+    return slot, keep
+
+
+def balance(probs, choices, used, n_groups, ranks=(0,)):
+    """Eqs. (4)-(6) in each group, with f of the choices of these ranks; the mean over groups."""
+    T, E = probs.shape
+    size, losses, f, P = T // n_groups, [], [], []
+    for g in range(n_groups):
+        tokens = [t for t in range(g * size, (g + 1) * size) if used[t]]
+        n = max(len(tokens), 1)
+        f.append([sum(choices[t][k] == i for t in tokens for k in ranks) / (n * len(ranks))
+                  for i in range(E)])                                              # Eq. (5)
+        P.append(torch.stack([sum((probs[t, i] for t in tokens), 0.0 * probs[0, i]) / n
+                              for i in range(E)]))                                 # Eq. (6)
+        losses.append(E * sum(f[g][i] * P[g][i] for i in range(E)))                # Eq. (4)
+    return torch.tensor(f, dtype=torch.float64), torch.stack(P), sum(losses) / n_groups
+
+
+def output(x, probs, choices, keep, w_in, w_out, mask=None):
+    """Eq. (2): each token by itself. ``mask`` [T, H] multiplies the hidden layer."""
+    rows = []
+    for t in range(len(x)):
+        y = 0.0 * x[t]
+        for i, kept in zip(choices[t], keep[t]):
+            if kept:
+                hidden = torch.relu(x[t] @ w_in[i])
+                y = y + probs[t, i] * ((hidden if mask is None else hidden * mask[t]) @ w_out[i])
+        rows.append(y)
+    return torch.stack(rows)
+
+
+def found(probs, choices, slot, keep, y, aux_loss, cotangent, leaves, prefix=""):
+    out = {"probs": probs, "expert": torch.tensor(choices), "slot": torch.tensor(slot),
+           "keep": torch.tensor(keep),
+           "gate": torch.stack([probs[t, choices[t]] for t in range(len(probs))]),
+           "y": y, "aux_loss": aux_loss,
+           **gradients({"y": (y * cotangent).sum(), "aux_loss": aux_loss}, leaves)}
+    return {prefix + name: value for name, value in out.items()}
+
+
+# -- The layer -----------------------------------------------------------------------------------
+
+def layer(case, seed, T=8, D=4, E=4, H=5, capacity=8, k=1, n_groups=1, padding=(), shape=None):
+    """``shape`` changes tokens and parameters before the run."""
+    draw = drawer(start(seed))
+    x, cotangent, params = draw(T, D), draw(T, D), layer_params(draw, D, E, H)
+    if shape:
+        shape(x, params)
+    used = [t not in padding for t in range(T)]
+    leaves = tracked({"x": x}, params)
+    logits = torch.stack([x[t] @ params["w_router"] for t in range(T)])
+    probs = probabilities(logits)
+    choices = [best(p, k) for p in probs]
+    slot, keep = first_come(choices, used, capacity, n_groups)
+    f, P, aux_loss = balance(probs, choices, used, n_groups)
+    y = output(x, probs, choices, keep, params["w_in"], params["w_out"])
+    save(f"switch_2021/layer/{case}", seed=seed,
+         source={"kind": "transcription", "of": f"{PAPER}, Eqs. (1)-(6)"},
+         **{"in": {"x": x, "cotangent": cotangent, "used": torch.tensor(used)}}, param=params,
+         set={"capacity": capacity, "k": k, "n_groups": n_groups},
+         out={"logits": logits, "f": f, "P": P,
+              **found(probs, choices, slot, keep, y, aux_loss, cotangent, leaves)})
+
+
+def no_router(x, params):
+    """All probabilities equal."""
+    params["w_router"] *= 0.0
+
+
+def twins(x, params):
+    """Experts 1 and 3 always tie, above the others."""
+    x[:, 0] = 1.0
+    params["w_router"][0, [1, 3]] += 3.0
+    params["w_router"][:, 3] = params["w_router"][:, 1]
+
+
+def leaning(towards, by):
+    def shape(x, params):
+        x[:, 0] = 1.0
+        params["w_router"][0, towards] += by
+    return shape
+
+
+# -- No token left behind ------------------------------------------------------------------------
+
+def no_token_left_behind(case, seed, T=8, D=4, E=4, H=5, capacity=2, n_stages=4, n_groups=1,
+                         padding=(), shape=None):
+    draw = drawer(start(seed))
+    x, cotangent, params = draw(T, D), draw(T, D), layer_params(draw, D, E, H)
+    if shape:
+        shape(x, params)
+    used = [t not in padding for t in range(T)]
+    leaves = tracked({"x": x}, params)
+    probs = probabilities(x @ params["w_router"])
+    ranked = [best(p, n_stages) for p in probs]
+    choices = [[r[0]] for r in ranked]
+    slot, keep = first_come(choices, used, capacity, n_groups)
+    size = T // n_groups
+    for g in range(n_groups):
+        tokens = range(g * size, (g + 1) * size)
+        seated = [sum(keep[t][0] and choices[t][0] == i for t in tokens) for i in range(E)]
+        for stage in range(1, n_stages):
+            for t in tokens:
+                i = ranked[t][stage]
+                if used[t] and not keep[t][0] and seated[i] < capacity:
+                    choices[t], slot[t], keep[t] = [i], [seated[i]], [True]
+                    seated[i] += 1
+    _, _, aux_loss = balance(probs, ranked, used, n_groups, range(n_stages))
+    y = output(x, probs, choices, keep, params["w_in"], params["w_out"])
+    save(f"switch_2021/no_token_left_behind/{case}", seed=seed,
+         source={"kind": "transcription", "of": f"{PAPER}, Appendix B"},
+         **{"in": {"x": x, "cotangent": cotangent, "used": torch.tensor(used)}}, param=params,
+         set={"capacity": capacity, "n_stages": n_stages, "n_groups": n_groups},
+         out=found(probs, choices, slot, keep, y, aux_loss, cotangent, leaves))
+
+
+# -- Exploration and dropout ---------------------------------------------------------------------
+
+def exploration(case, seed, T=8, D=4, E=4, H=5, capacity=8, eps=1e-2, rate=0.1):
+    rng = start(seed)
+    draw = drawer(rng)
+    x, cotangent, params = draw(T, D), draw(T, D), layer_params(draw, D, E, H)
+    u, kept = torch.from_numpy(rng.random((T, D))), torch.from_numpy(rng.random((T, D)) >= rate)
+    where = torch.from_numpy(rng.random(T))
+    leaves, used, out = tracked({"x": x}, params), [True] * T, {}
+
+    def policy(name, seen, choose):
+        probs = probabilities(seen @ params["w_router"])
+        choices = [[choose(t, probs[t])] for t in range(T)]
+        slot, keep = first_come(choices, used, capacity, 1)
+        _, _, aux_loss = balance(probs, [best(p, 1) for p in probs], used, 1)
+        y = output(x, probs, choices, keep, params["w_in"], params["w_out"])
+        out.update(found(probs, choices, slot, keep, y, aux_loss, cotangent, leaves, f"{name}."))
+
+    def sample(t, p):
+        i, covered = 0, p[0]
+        while where[t] >= covered and i < E - 1:
+            i += 1
+            covered = covered + p[i]
+        return i
+
+    policy("jitter", x * ((1 - eps) + u * ((1 + eps) - (1 - eps))), lambda t, p: best(p, 1)[0])
+    policy("dropout", x * kept / (1 - rate), lambda t, p: best(p, 1)[0])
+    policy("sample", x, sample)
+    save(f"switch_2021/exploration/{case}", seed=seed,
+         source={"kind": "transcription", "of": f"{PAPER}, Appendix C"},
+         **{"in": {"x": x, "cotangent": cotangent, "u": u, "kept": kept, "draw": where}},
+         param=params, set={"capacity": capacity, "eps": eps, "rate": rate}, out=out)
+
+
+def expert_dropout(case, seed, T=8, D=4, E=4, H=6, capacity=8, rate=0.4):
+    rng = start(seed)
+    draw = drawer(rng)
+    x, cotangent, params = draw(T, D), draw(T, D), layer_params(draw, D, E, H)
+    kept = torch.from_numpy(rng.random((T, H)) >= rate)
+    leaves = tracked({"x": x}, params)
+    probs = probabilities(x @ params["w_router"])
+    choices = [best(p, 1) for p in probs]
+    slot, keep = first_come(choices, [True] * T, capacity, 1)
+    _, _, aux_loss = balance(probs, choices, [True] * T, 1)
+    y = output(x, probs, choices, keep, params["w_in"], params["w_out"],
+               kept.double() / (1 - rate))
+    save(f"switch_2021/expert_dropout/{case}", seed=seed,
+         source={"kind": "transcription", "of": f"{PAPER}, Section 2.4"},
+         **{"in": {"x": x, "cotangent": cotangent, "kept": kept}}, param=params,
+         set={"capacity": capacity, "rate": rate},
+         out=found(probs, choices, slot, keep, y, aux_loss, cotangent, leaves))
+
+
+# -- Appendix F, in its einsums ------------------------------------------------------------------
+
+def pseudocode(case, seed, T=8, D=4, E=4, H=5, capacity=4, n_groups=1, eps=1e-2):
+    rng = start(seed)
+    draw = drawer(rng)
+    x, cotangent, params = draw(T, D), draw(T, D), layer_params(draw, D, E, H)
+    u = torch.from_numpy(rng.random((T, E)))
+    leaves, n = tracked({"x": x}, params), n_groups
+
+    tokens = x.reshape(n, T // n, D)
+    logits = torch.einsum("ntd,dN->ntN", tokens, params["w_router"])
+    logits = logits + ((1 - eps) + 2 * eps * u.reshape(n, T // n, E))
+    probs = torch.softmax(logits, dim=-1)
+    gate, expert = probs.max(dim=-1)                                               # [n, t]
+    mask = nn.functional.one_hot(expert, E).double()
+    density, density_proxy = mask.mean(dim=1), probs.mean(dim=1)                   # [n, N]
+    aux_loss = (density_proxy * density).mean() * E ** 2
+    position = torch.cumsum(mask, dim=1) * mask                                    # from 1
+    mask = mask * (position < capacity)
+    flat = mask.sum(dim=-1)                                                        # [n, t]
+    slots = nn.functional.one_hot(position.sum(dim=-1).long() * flat.long(), capacity).double()
+    combine = torch.einsum("nt,nt,ntN,ntC->ntNC", gate, flat, mask, slots)
+    dispatch = (combine != 0).double()
+    inputs = torch.einsum("ntd,ntNC->NnCd", tokens, dispatch)                      # Eq. (7)
+    assert not inputs[:, :, 0].any()                                               # slot 0 is empty
+    hidden = torch.relu(torch.einsum("NnCd,Ndf->NnCf", inputs, params["w_in"]))
+    outputs = torch.einsum("NnCf,Nfd->NnCd", hidden, params["w_out"])
+    y = torch.einsum("NnCd,ntNC->ntd", outputs, combine).reshape(T, D)
+    save(f"switch_2021/pseudocode/{case}", seed=seed,
+         source={"kind": "transcription", "of": f"{PAPER}, Appendix F"},
+         **{"in": {"x": x, "cotangent": cotangent, "u": u}}, param=params,
+         set={"capacity": capacity, "n_groups": n_groups, "eps": eps},
+         out={"logits": logits.reshape(T, E), "probs": probs.reshape(T, E),
+              "expert": expert.reshape(T, 1), "slot": position.sum(dim=-1).long().reshape(T, 1) - 1,
+              "keep": flat.reshape(T, 1) > 0, "gate": gate.reshape(T, 1), "y": y,
+              "aux_loss": aux_loss,
+              **gradients({"y": (y * cotangent).sum(), "aux_loss": aux_loss}, leaves)})
+
+
+# -- Selective precision -------------------------------------------------------------------------
+
+def selective_precision(case, seed, T=8, D=6, E=4, H=5, capacity=8):
+    """In float32 and PyTorch's bfloat16; of softmax in bfloat16, each step by itself."""
+    draw = drawer(start(seed))
+    x, params = draw(T, D).float(), layer_params(draw, D, E, H)
+    params = {name: w.float() for name, w in params.items()}
+    short = x.bfloat16()
+    w_router = params["w_router"]
+
+    in_float32 = torch.softmax(short.float() @ w_router, dim=-1)
+    logits = short @ w_router.bfloat16()
+    e = torch.exp(logits - logits.max(dim=-1, keepdim=True).values)
+    in_bfloat16 = e / e.sum(dim=-1, keepdim=True)
+    assert logits.dtype == in_bfloat16.dtype == torch.bfloat16
+    router = hugging_face.SwitchTransformersTop1Router(hugging_face.SwitchTransformersConfig(
+        d_model=D, num_experts=E)).eval()
+    router.classifier.weight = nn.Parameter(w_router.T)
+    theirs, _ = router._compute_router_probabilities(short)
+    assert theirs.dtype == torch.bfloat16
+    probs = {"cast_input": in_float32, "cast_logits": torch.softmax(logits.float(), dim=-1),
+             "cast_probs": in_bfloat16.float(), "transformers": theirs.float()}
+
+    rows, seated = [], [0] * E
+    for t in range(T):
+        i = best(in_float32[t], 1)[0]
+        if seated[i] < capacity:
+            hidden = torch.relu(short[t] @ params["w_in"][i].bfloat16())
+            rows.append(in_float32[t, i].bfloat16() * (hidden @ params["w_out"][i].bfloat16()))
+        else:
+            rows.append(torch.zeros_like(short[t]))
+        seated[i] += 1
+    y = torch.stack(rows)
+    assert y.dtype == torch.bfloat16
+    save(f"switch_2021/selective_precision/{case}", seed=seed,
+         source={"kind": "transcription", "of": f"{PAPER}, Section 2.4",
+                 "probs.transformers": "transformers' SwitchTransformersTop1Router"},
+         packages=("torch", "numpy", "transformers"), **{"in": {"x": x}}, param=params,
+         set={"capacity": capacity},
+         out={**{f"probs.{name}": p for name, p in probs.items()},
+              **{f"expert.{name}": torch.tensor([best(row, 1) for row in p])
+                 for name, p in probs.items()}, "y": y.float()})
+
+
+# -- Attention, distillation ---------------------------------------------------------------------
+
+def attention(case, seed, B=2, S=4, D=4, E=3, heads=2, W=3, capacity=8):
+    draw = drawer(start(seed))
+    x, cotangent, bias = draw(B, S, D), draw(B, S, D), draw(heads, S, S)
+    params = {}
+    for name in ("query", "key", "value"):
+        params[f"{name}.w_router"], params[f"{name}.w"] = draw(D, E), draw(E, D, heads * W)
+    params["w_out"] = draw(heads, W, D)
+    leaves, T = tracked({"x": x}, params), B * S
+
+    tokens, projected, out, aux_losses = x.reshape(T, D), {}, {}, []
+    for name in ("query", "key", "value"):
+        probs = probabilities(tokens @ params[f"{name}.w_router"])
+        choices = [best(p, 1) for p in probs]
+        slot, keep = first_come(choices, [True] * T, capacity, 1)
+        aux_losses.append(balance(probs, choices, [True] * T, 1)[2])
+        gate = torch.stack([probs[t, choices[t]] for t in range(T)])
+        y = torch.stack([gate[t, 0] * (tokens[t] @ params[f"{name}.w"][choices[t][0]])
+                         if keep[t][0] else torch.zeros(heads * W, dtype=torch.float64)
+                         for t in range(T)])
+        out.update({f"{name}.expert": torch.tensor(choices), f"{name}.slot": torch.tensor(slot),
+                    f"{name}.keep": torch.tensor(keep), f"{name}.gate": gate, f"{name}.y": y})
+        projected[name] = y.reshape(B, S, heads, W).transpose(1, 2)
+    y = nn.functional.scaled_dot_product_attention(
+        projected["query"], projected["key"], projected["value"], attn_mask=bias)
+    y = sum(y[:, a] @ params["w_out"][a] for a in range(heads))
+    aux_loss = sum(aux_losses)
+    save(f"switch_2021/attention/{case}", seed=seed,
+         source={"kind": "transcription", "of": f"{PAPER}, Appendix A",
+                 "y": "torch.nn.functional.scaled_dot_product_attention"},
+         **{"in": {"x": x, "bias": bias, "cotangent": cotangent}}, param=params,
+         set={"capacity": capacity},
+         out={**out, "y": y, "aux_loss": aux_loss,
+              **gradients({"y": (y * cotangent).sum(), "aux_loss": aux_loss}, leaves)})
+
+
+def distillation(case, seed, T=6, V=7, of_teacher=0.25):
+    rng = start(seed)
+    draw = drawer(rng)
+    logits, cotangent, teacher_probs = draw(T, V), draw(T), torch.softmax(draw(T, V), dim=-1)
+    label = torch.from_numpy(rng.integers(V, size=T))
+    leaves = tracked({"logits": logits})
+    loss = (1 - of_teacher) * nn.functional.cross_entropy(logits, label, reduction="none")
+    loss = loss + of_teacher * nn.functional.cross_entropy(logits, teacher_probs, reduction="none")
+    g, = torch.autograd.grad((loss * cotangent).sum(), leaves.values())
+    save(f"switch_2021/distillation/{case}", seed=seed,
+         source={"kind": "torch", "of": "torch.nn.functional.cross_entropy, twice"},
+         **{"in": {"logits": logits, "label": label, "teacher_probs": teacher_probs,
+                   "cotangent": cotangent}},
+         set={"of_teacher": of_teacher}, out={"loss": loss, "grad.logits": g})
+
+
+# -- Hugging Face's ------------------------------------------------------------------------------
+
+def transformers(case, seed, B=2, S=4, D=4, E=4, H=5, L=1, capacity=4, shape=None):
+    draw = drawer(start(seed))
+    x, cotangent = draw(B, S, D), draw(B, S, D)
+    params = {"w_router": draw(L, D, E), "w_in": draw(L, E, D, H), "w_out": draw(L, E, H, D)}
+    if shape:
+        shape(params)
+    leaves, y, out, passed = tracked({"x": x}, params), x, {}, []
+    config = hugging_face.SwitchTransformersConfig(
+        d_model=D, d_ff=H, num_experts=E, expert_capacity=capacity)
+    for i in range(L):
+        module = hugging_face.SwitchTransformersSparseMLP(config).double().eval()
+        module.router.dtype = torch.float64
+        weights = {"router.classifier.weight": params["w_router"][i].T}
+        for e in range(E):
+            weights[f"experts.expert_{e}.wi.weight"] = params["w_in"][i, e].T
+            weights[f"experts.expert_{e}.wo.weight"] = params["w_out"][i, e].T
+        mask, gate, _ = torch.func.functional_call(
+            module.router, {"classifier.weight": params["w_router"][i].T}, y)
+        y, (logits, expert) = torch.func.functional_call(module, weights, y)
+        passed.append((logits, expert))
+        T = B * S
+        out.update({f"layer.{i}.logits": logits.reshape(T, E),
+                    f"layer.{i}.keep": mask.any(dim=-1).reshape(T, 1),
+                    f"layer.{i}.expert": expert.reshape(T, 1),
+                    f"layer.{i}.gate": gate.reshape(T, 1), f"layer.{i}.y": y.reshape(T, D)})
+    model = hugging_face.SwitchTransformersForConditionalGeneration
+    logits, expert = model._unpack_router_logits(None, passed)
+    z_loss = hugging_face.router_z_loss_func(logits)
+    aux_loss = hugging_face.load_balancing_loss_func(nn.Softmax(dim=-1)(logits), expert)
+    losses = {"y": (y * cotangent).sum(), "aux_loss": aux_loss, "z_loss": z_loss}
+    save(f"switch_2021/transformers/{case}", seed=seed, packages=("torch", "numpy", "transformers"),
+         source={"kind": "third-party", "package": "transformers",
+                 "of": "SwitchTransformersSparseMLP, SwitchTransformersTop1Router, "
+                       "load_balancing_loss_func, router_z_loss_func"},
+         **{"in": {"x": x, "cotangent": cotangent}}, param=params, set={"capacity": capacity},
+         out={**out, "aux_loss": aux_loss, "z_loss": z_loss, **gradients(losses, leaves)})
+
+
+def all_alike(params):
+    params["w_router"] *= 0.0
+
+
+# -- DeepSpeed's ---------------------------------------------------------------------------------
+
+def deepspeed(case, seed, T=16, E=4, capacity_factor=1.0, at_least=2, padding=(), scale=1.0):
+    rng = start(seed)
+    draw = drawer(rng)
+    logits, cotangent = scale * draw(T, E), draw(T)
+    u = torch.from_numpy(rng.random((T, E)))
+    gumbel = -torch.log(-torch.log(torch.from_numpy(rng.random((T, E)))))
+    used = torch.tensor([t not in padding for t in range(T)])
+    leaves, here = tracked({"logits": logits}), logits.device
+    sharded_moe.exp_selection_uniform_map[here] = lambda shape: u      # in place of its own draws
+    sharded_moe.gumbel_map[here] = lambda shape: gumbel
+    settings = {"used_token": used.long(), "sparse_routes": True}
+    found = {
+        "random_token_selection": sharded_moe.top1gating(
+            logits, capacity_factor, at_least, use_rts=True, **settings),
+        "all_kept": sharded_moe.top1gating(
+            logits, capacity_factor, at_least, use_rts=False, drop_tokens=False, **settings),
+        "gumbel": sharded_moe.top1gating(
+            logits, float(E), at_least, noisy_gate_policy="RSample", use_rts=False, **settings)}
+    out = {"probs": torch.softmax(logits, dim=1),
+           "capacity": found["random_token_selection"][1],
+           "all_kept_capacity": found["all_kept"][1]}
+    for name, (aux_loss, _, _, expert, slot, gate, _) in found.items():
+        out.update({f"{name}.expert": expert.long().T, f"{name}.slot": slot.long().T,
+                    f"{name}.gate": gate.T, f"{name}.aux_loss": aux_loss})
+        losses = {"gate": (gate[0] * cotangent).sum(), "aux_loss": aux_loss}
+        out.update({f"{name}.{key}": g for key, g in gradients(losses, leaves).items()})
+    save(f"switch_2021/deepspeed/{case}", seed=seed, packages=("torch", "numpy", "deepspeed"),
+         source={"kind": "third-party", "package": "deepspeed", "of": "moe.sharded_moe.top1gating"},
+         **{"in": {"logits": logits, "u": u, "gumbel": gumbel, "used": used,
+                   "cotangent": cotangent}},
+         set={"capacity_factor": capacity_factor, "at_least": at_least}, out=out)
+
+
+def capacity_deepspeed(case, seed):
+    """Among others, sizes where float32 rounds 1.2 * 25 up to 31, and float64 1.1 * 50 to 56."""
+    sizes = [(100, 5, 1.15, 8), (1024, 8, 1.25, 8), (64, 64, 1.0, 4), (100, 7, 1.0, 4),
+             (10, 3, 0.3, 0), (7, 2, 2.0, 0), (100, 4, 1.2, 8), (100, 2, 1.1, 8), (100, 6, 0.9, 8)]
+    capacity = [int(sharded_moe._capacity(torch.zeros(T, E), *map(torch.tensor, (factor, least))))
+                for T, E, factor, least in sizes]
+    names = ("n_tokens", "n_experts", "capacity_factor", "at_least")
+    save(f"switch_2021/capacity_deepspeed/{case}", seed=seed,
+         packages=("torch", "numpy", "deepspeed"),
+         source={"kind": "third-party", "package": "deepspeed", "of": "moe.sharded_moe._capacity"},
+         set=dict(zip(names, zip(*sizes))), out={"capacity": torch.tensor(capacity)})
+
+
+if __name__ == "__main__":
+    layer("roomy", seed=0)
+    layer("overflowing", seed=1, T=12, capacity=2)
+    layer("ties", seed=2, capacity=2, shape=twins)
+    layer("all_equal", seed=3, capacity=3, shape=no_router)              # all to expert 0
+    layer("one_starved", seed=4, shape=leaning(2, -9.0))
+    layer("all_to_one", seed=5, capacity=3, shape=leaning(1, 6.0))
+    layer("one_expert", seed=6, E=1)
+    layer("two_choices", seed=7, T=10, capacity=4, k=2)
+    layer("three_choices", seed=8, T=10, E=5, capacity=5, k=3)
+    layer("groups", seed=9, T=12, capacity=1, n_groups=3)
+    layer("padding", seed=10, T=12, capacity=2, padding=(0, 4, 5, 11))
+    layer("padded_groups", seed=11, T=12, capacity=2, k=2, n_groups=3, padding=(1, 4, 5, 6, 7))
+    layer("all_padding", seed=12, T=4, padding=range(4))
+
+    no_token_left_behind("all_placed", seed=20)
+    no_token_left_behind("two_stages", seed=21, T=12, n_stages=2, shape=leaning(1, 4.0))
+    no_token_left_behind("ties", seed=22, capacity=2, shape=twins)
+    no_token_left_behind("groups", seed=23, T=12, capacity=1, n_groups=3)
+    no_token_left_behind("padding", seed=24, T=12, E=3, capacity=2, n_stages=3, n_groups=2,
+                         padding=(0, 3, 7))
+
+    exploration("roomy", seed=30)
+    exploration("overflowing", seed=31, T=12, capacity=2, eps=0.5, rate=0.5)
+    expert_dropout("roomy", seed=40)
+    expert_dropout("overflowing", seed=41, T=12, capacity=2, rate=0.1)
+    pseudocode("roomy", seed=50, capacity=9)
+    pseudocode("overflowing", seed=51, T=12, capacity=3)
+    pseudocode("groups", seed=52, T=12, capacity=2, n_groups=3)
+
+    selective_precision("roomy", seed=60)
+    selective_precision("overflowing", seed=61, T=16, E=8, D=16, capacity=2)
+    selective_precision("ties", seed=78, T=16, E=32, D=8)     # by which bfloat16 chooses otherwise
+
+    attention("roomy", seed=70)
+    attention("overflowing", seed=71, capacity=2)
+    distillation("a_quarter", seed=80)
+    distillation("teacher_alone", seed=81, of_teacher=1.0)
+
+    transformers("roomy", seed=90)
+    transformers("overflowing", seed=91, S=8, capacity=1)
+    transformers("ties", seed=92, capacity=2, shape=all_alike)
+    transformers("stack", seed=93, S=8, L=2, capacity=2)
+
+    deepspeed("roomy", seed=100, capacity_factor=4.0)
+    deepspeed("overflowing", seed=101, T=32, at_least=0, scale=2.0)
+    deepspeed("padding", seed=102, padding=(0, 3, 4, 9, 15))
+    capacity_deepspeed("sizes", seed=0)
