@@ -26,12 +26,13 @@ def start(seed):
     return np.random.default_rng(seed)
 
 
-def save(case, *, source, seed, packages=("torch", "numpy"), **groups):
+def save(case, *, source, seed, packages=("torch", "numpy"), beside=(), **groups):
     """Write ``recorded/<case>.npz`` and its entry in the manifest.
 
     ``groups`` are dictionaries of arrays, numbers or PyTorch tensors: ``in``, ``param``, ``set``
     and ``out``, whose names become the keys. ``source`` says where the outputs come from: its
-    ``kind`` is one of ``KINDS``. Written twice from the same arrays, the bytes are the same.
+    ``kind`` is one of ``KINDS``. ``beside`` names files below ``recorded`` that belong to the case.
+    Written twice from the same arrays, the bytes are the same.
     """
     if source.get("kind") not in KINDS:
         raise ValueError(f"save: a source's kind is one of {', '.join(KINDS)}; "
@@ -43,15 +44,20 @@ def save(case, *, source, seed, packages=("torch", "numpy"), **groups):
     np.savez(path, **arrays)
     manifest = json.loads(MANIFEST.read_text()) if MANIFEST.exists() else {}
     manifest[case] = {
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": _sha256(path),
         "source": source,
         "seed": seed,
         "versions": {"python": platform.python_version(),
                      **{name: _version(name) for name in packages}},
         "arrays": {key: f"{a.dtype}{list(a.shape)}" for key, a in arrays.items()},
+        **({"beside": {name: _sha256(RECORDED / name) for name in beside}} if beside else {}),
     }
     MANIFEST.write_text(json.dumps(dict(sorted(manifest.items())), indent=1) + "\n")
     print(f"recorded {case}: {len(arrays)} arrays, {path.stat().st_size:,} bytes")
+
+
+def _sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _plain(value):

@@ -25,8 +25,16 @@ def faults(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     files = {path.relative_to(recorded).as_posix(): path
              for path in sorted(recorded.rglob("*")) if path.is_file()}
-    for name in sorted(set(files) - NOT_RUNS - {f"{case}.npz" for case in manifest}):
+    beside = {name: sha256 for entry in manifest.values()
+              for name, sha256 in entry.get("beside", {}).items()}
+    known = {f"{case}.npz" for case in manifest} | beside.keys() | NOT_RUNS
+    for name in sorted(files.keys() - known):
         yield f"{name} is not in the manifest"
+    for name, sha256 in beside.items():
+        if name not in files:
+            yield f"{name} was not recorded"
+        elif hashlib.sha256(files[name].read_bytes()).hexdigest() != sha256:
+            yield f"{name}: the file's hash is another"
     for case, entry in manifest.items():
         if f"{case}.npz" not in files:
             yield f"{case} was not recorded"
@@ -61,7 +69,7 @@ def misrecorded(path, entry):
 
 def unexplained(entry):
     """What an entry does not say of where its numbers come from, or should not say."""
-    if entry.keys() != {"sha256", "source", "seed", "versions", "arrays"}:
+    if entry.keys() - {"beside"} != {"sha256", "source", "seed", "versions", "arrays"}:
         yield f"says {', '.join(sorted(entry))}"
     kind = entry["source"].get("kind")
     if kind not in KINDS:
@@ -85,15 +93,17 @@ def test_every_kind_of_source_says_more():
 # -- Each fault is seen --------------------------------------------------------------------------
 
 def good(folder):
-    """One recorded run, and its manifest."""
+    """One recorded run with a file beside it, and its manifest."""
     path = folder / "recorded" / "switch_2021" / "roomy.npz"
     path.parent.mkdir(parents=True)
+    path.with_name("config.json").write_bytes(b"{}")
     np.savez(path, **{"in.x": np.ones((2, 3)), "out.expert": np.array([0, 1])})
     write(folder, {"switch_2021/roomy": {
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "seed": 0,
         "source": {"kind": "transcription", "of": "arXiv:2101.03961v3"},
         "versions": {"python": "3.11.7", "torch": "2.13.0", "numpy": "2.4.6"},
-        "arrays": {"in.x": "float64[2, 3]", "out.expert": "int64[2]"}}})
+        "arrays": {"in.x": "float64[2, 3]", "out.expert": "int64[2]"},
+        "beside": {"switch_2021/config.json": hashlib.sha256(b"{}").hexdigest()}}})
     return path
 
 
@@ -126,6 +136,10 @@ PLANTED = [
      ["switch_2021/stray.npz is not in the manifest"]),
     (lambda folder, path: path.with_name("notes.txt").touch(),
      ["switch_2021/notes.txt is not in the manifest"]),
+    (lambda folder, path: path.with_name("config.json").write_bytes(b"[]"),
+     ["switch_2021/config.json: the file's hash is another"]),
+    (lambda folder, path: path.with_name("config.json").unlink(),
+     ["switch_2021/config.json was not recorded"]),
     (more_entries, ["gshard_2020/lost was not recorded", "the manifest is not sorted"]),
     (file_with(in__x=ONES + 1, out__expert=EXPERTS), ["the file's hash is another"]),
     (file_with(in__x=ONES[:1], out__expert=EXPERTS),
@@ -149,7 +163,7 @@ PLANTED = [
     (entry_with(seed="today"), ["has the seed today"]),
     (entry_with(versions={"python": "3.11.7"}), ["does not say all versions"]),
     (entry_with(recorded_at="2024-01-01"),
-     ["says arrays, recorded_at, seed, sha256, source, versions"]),
+     ["says arrays, beside, recorded_at, seed, sha256, source, versions"]),
 ]
 
 
@@ -168,6 +182,6 @@ def test_a_fault_is_seen(tmp_path, change, expected):
 
 
 def test_files_that_are_too_large_are_seen(tmp_path, monkeypatch):
-    size = good(tmp_path).stat().st_size
+    size = good(tmp_path).stat().st_size + len("{}")
     monkeypatch.setattr("tests.test_manifest.LARGEST", size - 1)
     assert list(faults(tmp_path)) == [f"recorded files take {size:,} bytes"]

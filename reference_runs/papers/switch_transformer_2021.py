@@ -1,0 +1,182 @@
+"""Record whole Switch Transformers, and T5, of transformers 4.44.2: checkpoints and runs of them.
+
+    pip install transformers==4.44.2 safetensors
+    python -m reference_runs.papers.switch_transformer_2021
+
+Tiny models, their weights from our own generator, in evaluation mode unless dropout is recorded: a
+checkpoint as ``save_pretrained`` writes it, and a run of it with logits, routing, losses and the
+gradient of the loss (cross-entropy and 0.01 times the balance losses) for every parameter. The
+library computes norms and softmax in float32 whatever the model's dtype is; in the float64 cases
+these two casts are undone, and nothing else is. Its z-loss is off.
+
+Last, the paper's own routing in the library's T5: its feed-forward layers replaced by the layer of
+Eqs. (1)-(6), token by token.
+"""
+import contextlib
+import shutil
+from unittest import mock
+
+import torch
+from torch import nn
+from transformers import (
+    SwitchTransformersConfig, SwitchTransformersForConditionalGeneration, T5Config,
+    T5ForConditionalGeneration)
+from transformers.models.switch_transformers.modeling_switch_transformers import (
+    SwitchTransformersLayerNorm)
+from transformers.models.t5.modeling_t5 import T5LayerNorm
+
+from reference_runs.recorder import RECORDED, save, start
+
+PACKAGES = ("torch", "numpy", "transformers", "safetensors")
+SOURCE = {"kind": "third-party", "repository": "https://github.com/huggingface/transformers",
+          "commit": "v4.44.2", "entry": "SwitchTransformersForConditionalGeneration"}
+SIZES = {"vocab_size": 24, "d_model": 8, "d_kv": 2, "num_heads": 3, "d_ff": 12,
+         "relative_attention_num_buckets": 8, "relative_attention_max_distance": 12,
+         "decoder_start_token_id": 0}
+B, S, R, PAD = 2, 8, 8, -100
+LEAD = 1e-3     # of the best expert before the second, at least: routing is no matter of digits
+
+
+# -- float64 throughout --------------------------------------------------------------------------
+
+def rms_norm(self, x):
+    return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+
+
+def without_casts(dtype):
+    """Undo the library's casts of float64 to float32; leave a float32 model as it is."""
+    undone = contextlib.ExitStack()
+    if dtype == torch.float64:
+        cast = torch.Tensor.float
+        for norm in (SwitchTransformersLayerNorm, T5LayerNorm):
+            undone.enter_context(mock.patch.object(norm, "forward", rms_norm))
+        undone.enter_context(mock.patch.object(
+            torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else cast(x)))
+    return undone
+
+
+# -- Models --------------------------------------------------------------------------------------
+
+def switch_transformer(rng, dtype, **settings):
+    config = SwitchTransformersConfig(**{**SIZES, "router_z_loss_coef": 0.0,
+                                         "router_aux_loss_coef": 0.01, **settings})
+    config.router_dtype = str(dtype).removeprefix("torch.")
+    return drawn(SwitchTransformersForConditionalGeneration(config), rng, dtype)
+
+
+def t5(rng, dtype, **settings):
+    return drawn(T5ForConditionalGeneration(T5Config(**{**SIZES, **settings})), rng, dtype)
+
+
+def drawn(model, rng, dtype):
+    """Weights from the generator, wide enough apart that each of them matters."""
+    model = model.to(dtype).eval()
+    for name, p in model.named_parameters():
+        z = torch.from_numpy(rng.standard_normal(tuple(p.shape)))
+        if name.endswith("norm.weight"):
+            z = 1 + 0.2 * z
+        elif "relative_attention_bias" not in name and not name.startswith("shared"):
+            z = z / p.shape[1] ** 0.5
+        p.data.copy_(z * (2 if "classifier" in name else 1))
+    return model
+
+
+def checkpoint(model, case, **shards):
+    """``save_pretrained`` beside the case's run; the names of the files written."""
+    folder = RECORDED / case
+    shutil.rmtree(folder, ignore_errors=True)
+    if getattr(model.config, "router_dtype", None) == "float64":
+        model.config.router_dtype = "float32"      # the other is not one that the library loads
+    model.save_pretrained(folder, **shards)
+    (folder / "generation_config.json").unlink()
+    paths = sorted(folder.iterdir())
+    for path in paths:
+        path.chmod(0o644)
+    return [path.relative_to(RECORDED).as_posix() for path in paths]
+
+
+# -- Runs ----------------------------------------------------------------------------------------
+
+def draw_inputs(rng, padded):
+    """Symbols 2 and up; where padded, the end of the second sequence is no part of it."""
+    source = torch.from_numpy(rng.integers(2, SIZES["vocab_size"], (B, S)))
+    label = torch.from_numpy(rng.integers(2, SIZES["vocab_size"], (B, R)))
+    used = {"source": torch.ones(B, S, dtype=bool), "target": torch.ones(B, R, dtype=bool)}
+    if padded:
+        used["source"][1, 5:] = False
+        used["target"][1, 6:] = False
+        source[1, 5:] = 0
+        label[1, 6:] = PAD
+    return source, label, used
+
+
+def run(model, source, label, used):
+    target = model._shift_right(label)
+    out = model(input_ids=source, attention_mask=used["source"].long(), labels=label,
+                decoder_input_ids=target, decoder_attention_mask=used["target"].long())
+    out.loss.backward()
+    inputs = {"source": source, "source_used": used["source"], "target": target,
+              "target_used": used["target"], "label": label}
+    grads = {f"grad.{name}": p.grad for name, p in model.named_parameters()}
+    return out, inputs, {"logits": out.logits, "loss": out.loss, **grads}
+
+
+def routing(out):
+    """Of each Switch layer: what its router gave, and the expert, 0 for a dropped token."""
+    found, i = {}, 0
+    for layer in (*out.encoder_router_logits, *out.decoder_router_logits):
+        if len(layer) == 2:
+            probs = torch.softmax(layer[0], dim=-1)
+            best = probs.topk(2, dim=-1).values
+            assert (best[..., 0] - best[..., 1]).min() > LEAD, "a narrow choice"
+            found |= {f"expert.{i}": layer[1], f"probs.{i}": probs}
+            i += 1
+    return found
+
+
+def record_switch(case, seed, dtype=torch.float64, padded=False, shards={}, **settings):
+    rng = start(seed)
+    model = switch_transformer(rng, dtype, **settings)
+    with without_casts(dtype):
+        out, inputs, outputs = run(model, *draw_inputs(rng, padded))
+    losses = {f"{stack}_aux_loss": getattr(out, f"{stack}_aux_loss")
+              for stack in ("encoder", "decoder") if torch.is_tensor(
+                  getattr(out, f"{stack}_aux_loss"))}
+    case = f"transformers/{case}"
+    save(case, source=SOURCE, seed=seed, packages=PACKAGES,
+         beside=checkpoint(model, case, **shards),
+         **{"in": inputs, "out": {**routing(out), **losses, **outputs}})
+
+
+def record_t5(case, seed, dtype=torch.float64, padded=False, rate=0.0, **settings):
+    rng = start(seed)
+    model = t5(rng, dtype, dropout_rate=rate, **settings)
+    keep = []
+
+    def dropout(x, p=0.5, training=True, inplace=False):
+        if not training:
+            return x
+        keep.append(torch.from_numpy(rng.random(tuple(x.shape)) >= p))
+        return torch.where(keep[-1], x / (1 - p), 0.0)
+
+    with without_casts(dtype), mock.patch.object(nn.functional, "dropout", dropout):
+        _, inputs, outputs = run(model.train(rate > 0), *draw_inputs(rng, padded))
+    case = f"transformers/{case}"
+    save(case, source={**SOURCE, "entry": "T5ForConditionalGeneration"}, seed=seed,
+         packages=PACKAGES, beside=checkpoint(model, case),
+         **{"in": {**inputs, **{f"keep.{i:02}": k for i, k in enumerate(keep)}}, "out": outputs})
+
+
+if __name__ == "__main__":
+    switch = {"num_layers": 4, "num_sparse_encoder_layers": 2,       # layers 1 and 3
+              "num_decoder_layers": 2, "num_sparse_decoder_layers": 1, "num_experts": 3}
+    for name, dtype in (("float64", torch.float64), ("float32", torch.float32)):
+        record_switch(f"switch_dropping_{name}", seed=0, dtype=dtype, expert_capacity=2, **switch)
+        record_switch(f"switch_padding_{name}", seed=1, dtype=dtype, expert_capacity=8,
+                      padded=True, tie_word_embeddings=False, **switch)
+        record_t5(f"t5_padding_{name}", seed=2, dtype=dtype, padded=True, num_layers=2)
+    record_switch("switch_everywhere", seed=3, expert_capacity=3, num_layers=2, num_experts=2,
+                  num_sparse_encoder_layers=2, num_decoder_layers=1, num_sparse_decoder_layers=1,
+                  shards={"max_shard_size": "10KB"})
+    record_t5("t5_dropout", seed=4, rate=0.25, padded=True, num_layers=2,
+              tie_word_embeddings=False)
