@@ -1182,6 +1182,37 @@ def capacity_deepspeed_oracle(case):
     return {"capacity": namespace().asarray([expert_capacity_deepspeed(*size) for size in sizes])}
 
 
+def _stack_letters(*cross):
+    """The shapes of a stack of two layers, the second a Switch layer."""
+    return nn.T5StackParams([nn.T5LayerParams("D", ATTENTION_LETTERS, *cross, "D", feed_forward)
+                             for feed_forward in (nn.FeedForwardParams("D H", "H D"),
+                                                  SwitchParams("D E", "E D H", "E H D"))],
+                            "N A", "D")
+
+
+ATTENTION_LETTERS = nn.AttentionParams("D A W", "D A W", "D A W", "A W D", *[None] * 4)
+ENCODER_DECODER = nn.T5Params("V D", _stack_letters(None, None),
+                              _stack_letters("D", ATTENTION_LETTERS), None)
+
+
+def encoder_decoder_oracle(case):
+    """Two layers a stack; gradients of <logits, cotangent>, and of the sum of balance losses."""
+    names, inputs = iter(tree.named_leaves(ENCODER_DECODER)), case.inputs
+    params = tree.map(lambda _: Tensor(case.params[next(names)]), ENCODER_DECODER)
+
+    def capacity(n_tokens, n_experts):
+        return expert_capacity(n_tokens, n_experts, case.settings["capacity_factor"])
+
+    out = switch_transformer(params, inputs["source"], inputs["target"], capacity,
+                             inputs["source_used"], inputs["target_used"])
+    losses = {"logits": (out.logits * inputs["cotangent"]).sum(), "aux_losses": sum(out.aux_losses)}
+    return tree.map(stop_gradient, {
+        "expert": [routing.expert for routing in out.routings],
+        "keep": [routing.keep for routing in out.routings], "probs": out.probs,
+        "aux_losses": out.aux_losses, "logits": out.logits,
+        "grad": {name: grad(loss, params) for name, loss in losses.items()}})
+
+
 ORACLES = {
     "layer": ({**GROUPS, "set.k": ""}, layer_oracle),
     "no_token_left_behind": ({**GROUPS, "set.n_stages": ""}, no_token_left_behind_oracle),
@@ -1206,4 +1237,9 @@ ORACLES = {
                   deepspeed_oracle),
     "capacity_deepspeed": ({f"set.{name}": "N" for name in (
         "n_tokens", "n_experts", "capacity_factor", "at_least")}, capacity_deepspeed_oracle),
+    "encoder_decoder": ({
+        "in.source": "int B S", "in.target": "int B R", "in.source_used": "bool B S",
+        "in.target_used": "bool B R", "in.cotangent": "B R V", "set.capacity_factor": "",
+        **{f"param.{name}": letters for name, letters in tree.named_leaves(ENCODER_DECODER).items()}
+    }, encoder_decoder_oracle),
 }

@@ -167,6 +167,109 @@ def record_t5(case, seed, dtype=torch.float64, padded=False, rate=0.0, **setting
          **{"in": {**inputs, **{f"keep.{i:02}": k for i, k in enumerate(keep)}}, "out": outputs})
 
 
+# -- The paper's routing -------------------------------------------------------------------------
+
+class SwitchLayer(nn.Module):
+    """Eqs. (1)-(6), each token by itself; what it found is kept for the record."""
+
+    def __init__(self, rng, capacity_factor, n_experts=3):
+        super().__init__()
+        D, H, self.capacity_factor = SIZES["d_model"], SIZES["d_ff"], capacity_factor
+        self.w_router = nn.Parameter(torch.from_numpy(rng.standard_normal((D, n_experts))))
+        self.w_in = nn.Parameter(torch.from_numpy(rng.standard_normal((n_experts, D, H))) / D**0.5)
+        self.w_out = nn.Parameter(torch.from_numpy(rng.standard_normal((n_experts, H, D))) / H**0.5)
+
+    def forward(self, x):
+        tokens, used = x.reshape(-1, x.shape[-1]), self.used.reshape(-1)
+        T, E = len(tokens), self.w_router.shape[1]
+        capacity = int(self.capacity_factor * T / E)                           # Eq. (3)
+        self.probs = torch.softmax(tokens @ self.w_router, dim=-1)             # Eq. (1)
+        best = self.probs.topk(2, dim=-1).values
+        assert (best[:, 0] - best[:, 1]).min() > LEAD, "a narrow choice"
+        self.expert, seated, self.keep, rows = self.probs.argmax(dim=-1), [0] * E, [], []
+        for token, p, e, is_used in zip(tokens, self.probs, self.expert.tolist(), used.tolist()):
+            self.keep.append(is_used and seated[e] < capacity)
+            rows.append(torch.zeros_like(token))
+            if self.keep[-1]:
+                seated[e] += 1
+                rows[-1] = p[e] * (torch.relu(token @ self.w_in[e]) @ self.w_out[e])   # Eq. (2)
+        routed = [t for t in range(T) if used[t]]
+        self.aux_loss = E * sum(                                               # Eq. (4)
+            sum(int(self.expert[t] == e) for t in routed) / len(routed)        # Eq. (5)
+            * sum(self.probs[t, e] for t in routed) / len(routed)              # Eq. (6)
+            for e in range(E))
+        return torch.stack(rows).reshape(x.shape)
+
+
+def named(model, of):
+    """Parameters, or what ``of`` makes of each, by their name in minimoe and in its shapes."""
+    D, A, W = SIZES["d_model"], SIZES["num_heads"], SIZES["d_kv"]
+    found = {"embedding": of(model.shared.weight)}
+
+    def attention(place, module):
+        for name in ("query", "key", "value"):
+            weight = of(getattr(module, name[0]).weight)
+            found[f"{place}.w_{name}"] = weight.T.reshape(D, A, W)
+        found[f"{place}.w_out"] = of(module.o.weight).T.reshape(A, W, D)
+
+    for stack in ("encoder", "decoder"):
+        blocks = getattr(model, stack).block
+        for i, block in enumerate(blocks):
+            place = f"{stack}.layers.{i}"
+            attention(f"{place}.attention", block.layer[0].SelfAttention)
+            found[f"{place}.attention_norm"] = of(block.layer[0].layer_norm.weight)
+            if stack == "decoder":
+                attention(f"{place}.cross", block.layer[1].EncDecAttention)
+                found[f"{place}.cross_norm"] = of(block.layer[1].layer_norm.weight)
+            found[f"{place}.feed_forward_norm"] = of(block.layer[-1].layer_norm.weight)
+            network = block.layer[-1].DenseReluDense
+            if isinstance(network, SwitchLayer):
+                for name in ("w_router", "w_in", "w_out"):
+                    found[f"{place}.feed_forward.{name}"] = of(getattr(network, name))
+            else:
+                found[f"{place}.feed_forward.w_in"] = of(network.wi.weight).T
+                found[f"{place}.feed_forward.w_out"] = of(network.wo.weight).T
+        bias = blocks[0].layer[0].SelfAttention.relative_attention_bias
+        found[f"{stack}.position_table"] = of(bias.weight)
+        found[f"{stack}.norm"] = of(getattr(model, stack).final_layer_norm.weight)
+    return found
+
+
+def record_encoder_decoder(case, seed, capacity_factor, padded):
+    rng = start(seed)
+    model = t5(rng, torch.float64, num_layers=2, relative_attention_max_distance=128)
+    source, label, used = draw_inputs(rng, padded)
+    switches = []
+    for stack, name in ((model.encoder, "source"), (model.decoder, "target")):
+        switches.append(SwitchLayer(rng, capacity_factor))
+        switches[-1].used = used[name]
+        stack.block[1].layer[-1].DenseReluDense = switches[-1]
+    cotangent = torch.from_numpy(rng.standard_normal((B, R, SIZES["vocab_size"])))
+    target = model._shift_right(label)
+    with without_casts(torch.float64):
+        logits = model(input_ids=source, attention_mask=used["source"].long(),
+                       decoder_input_ids=target,
+                       decoder_attention_mask=used["target"].long()).logits
+    out = {"logits": logits}
+    for i, layer in enumerate(switches):
+        out |= {f"aux_losses.{i}": layer.aux_loss, f"probs.{i}": layer.probs,
+                f"expert.{i}": layer.expert[:, None],
+                f"keep.{i}": torch.tensor(layer.keep)[:, None]}
+    for name, loss in (("logits", (logits * cotangent).sum()),
+                       ("aux_losses", sum(layer.aux_loss for layer in switches))):
+        model.zero_grad()
+        loss.backward(retain_graph=True)
+        grads = named(model, lambda p: torch.zeros_like(p) if p.grad is None else p.grad.clone())
+        out |= {f"grad.{name}.{key}": g for key, g in grads.items()}
+    inputs = {"source": source, "target": target, "cotangent": cotangent,
+              "source_used": used["source"], "target_used": used["target"]}
+    save(f"switch_2021/encoder_decoder/{case}", seed=seed, packages=PACKAGES[:3],
+         source={"kind": "transcription", "of": "arXiv:2101.03961v3, Eqs. (1)-(6)",
+                 "within": "transformers.T5ForConditionalGeneration"},
+         **{"in": inputs, "param": named(model, lambda p: p),
+            "set": {"capacity_factor": capacity_factor}, "out": out})
+
+
 if __name__ == "__main__":
     switch = {"num_layers": 4, "num_sparse_encoder_layers": 2,       # layers 1 and 3
               "num_decoder_layers": 2, "num_sparse_decoder_layers": 1, "num_experts": 3}
@@ -180,3 +283,5 @@ if __name__ == "__main__":
                   shards={"max_shard_size": "10KB"})
     record_t5("t5_dropout", seed=4, rate=0.25, padded=True, num_layers=2,
               tie_word_embeddings=False)
+    record_encoder_decoder("overflowing", seed=5, capacity_factor=0.75, padded=False)
+    record_encoder_decoder("padding", seed=6, capacity_factor=1.25, padded=True)
