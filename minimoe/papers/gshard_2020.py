@@ -17,16 +17,63 @@ arXiv:2006.16668v1.
     slot       c               the counter's value as a choice is decided
     f, m       c_e / S, m_e    per expert: share of first choices, mean gate
     used       --              [G, S] bool, False at padding: a token that no expert is to see
+
+A gating is a function of gates, draw and capacity, and of ``used`` and ``order``; ``moe_layer`` and
+``transformer`` take any of them as ``route``.
+
+Where text and code part, the text is the default. Mesh is Mesh TensorFlow's moe.py (da90793),
+lingvo gshard_layers.py (e0be5dc) and gshard_builder.py (0611ee3), by authors of the paper; praxis
+feeaff1, fairscale 0.4.13, fairseq's branch moe (ebea007), DeepSpeed 0.19.8, Tutel 82af7aa,
+flaxformer 399ea3a, NLLB the nllb_moe of transformers 4.44.2:
+
+    e_2                text: the second largest. fairscale, always; DeepSpeed and fairseq, unless
+                       told otherwise; lingvo and NLLB, as an option: sampled_second
+    who is dispatched  text: by chance, in training; in evaluation not said: give another draw, or
+                       second_all. Mesh: second_all, _none, _threshold, _random_threshold. lingvo,
+                       praxis, NLLB: _all. fairseq's random is the text's; NLLB: nllb_second_random
+    who takes a        text: every decision. Mesh, lingvo, praxis, fairseq, NLLB:
+    number             dispatched_counter; where each e_2 is dispatched, it is the same
+    order in a pass    text: of tokens. flaxformer's encoder; Tutel, fairseq, NLLB, as an option:
+                       highest_gate_first. token_major_counter is nobody's
+    weights            text: g_i / (g_1 + g_2) before any is dropped; Mesh, lingvo, praxis add 1e-9:
+                       pair_normalized_mesh. fairscale, DeepSpeed, fairseq, NLLB; lingvo and praxis,
+                       as an option: normalized_after, where one alone is 1 and teaches the gate
+                       nothing. flaxformer: never, switch_2021's ``route`` with k = 2
+    auxiliary loss     text, fairscale: 1 / E^2 where all is uniform. Mesh, lingvo, praxis, fairseq,
+                       DeepSpeed, Tutel: E^2 times as much, released_auxiliary_loss. Mesh, as an
+                       option, adds half of second_choice_loss. All choices in f: switch_2021's
+                       all_choices_ and flaxformer_load_balancing_loss. NLLB: nllb_...
+    its sum            text: one group's; here the mean over groups, and over layers
+    its weight k       text: not given; NLLB has 1e-3 of the released loss, fairseq's manual 1e-2
+    padding in f, m    text: not said; here in neither. Mesh, lingvo: divided by S all the same,
+                       auxiliary_loss_legacy_padding; fairseq: part of m, auxiliary_loss_fairseq
+    capacity           text: 2 S / E, a whole number. fairscale: E must divide S. lingvo, praxis:
+                       expert_capacity_lingvo, _praxis; NLLB, fairseq in evaluation: _evaluation.
+                       Mesh, fairseq, DeepSpeed, Tutel, flaxformer: switch_2021's of these names for
+                       a factor of 2 (Tutel's of 1 for k = 2)
+    number of groups   text: not said. Mesh: n_groups_mesh
+    which layers       text: every other. Here, as in lingvo's manual: the first, third, ...
+    the Transformer    text: residual and layer norm around each part, and no more. Here, much as
+                       in lingvo: norm first, by the root of the mean square; no biases; positions
+                       by relative bias, one table for a stack (``nn.t5``); two embeddings, and an
+                       output of its own
+    initialisation     text: not said. Gate and experts as lingvo: ``init``; the rest as T5:
+                       ``nn.t5_init``
+    NLLB's layer       moe_layer_nllb: its experts have biases; in evaluation it scales what they
+                       make by 0.8, though dropout in training has scaled it up; and the capacity
+                       of evaluation stays, should training go on
+    parallelism        Section 3: see the comments in ``algorithm_2``; not built
 """
 import math
+from functools import partial
 from typing import NamedTuple
 
-from minimoe import nn, ops
-from minimoe.autodiff.tensor import Tensor, stop_gradient
-from minimoe.backend import namespace
-from minimoe.routing.dispatch import Routing, seating
-from minimoe.routing.experts import expert_feed_forward
-from minimoe.routing.topk import group, slots, top_k
+from minimoe import nn, ops, tree
+from minimoe.autodiff.tensor import Tensor, grad, stop_gradient
+from minimoe.backend import identity, namespace
+from minimoe.routing.dispatch import Routing, gather, gather_back, packed_seats, seating
+from minimoe.routing.experts import expert_feed_forward, ragged_matmul
+from minimoe.routing.topk import counts_in_groups, slots_in_groups, top_k
 
 
 # -- The gate: Algorithm 1, line by line ---------------------------------------------------------
@@ -117,12 +164,8 @@ def auxiliary_loss(gates, expert, used=None):
 
 def first_choice_counts(expert, n_experts, used=None):
     """c_e after the first pass. [G, S, K] int -> [G, E] int"""
-    G = len(expert)
-    line = _queue(expert[..., :1], n_experts)[..., 0]                  # [G, S]
-    if used is not None:
-        line = ops.where(used, line, G * n_experts)
-    _, counts = group(line.reshape(-1), G * n_experts + 1)
-    return counts[:-1].reshape(G, n_experts)
+    return counts_in_groups(expert[..., :1].reshape(-1, 1), n_experts, len(expert),
+                            None if used is None else used.reshape(-1, 1))
 
 
 def mean_gates(gates, used=None):
@@ -166,15 +209,10 @@ def _counted(second, used):
 
 
 def _places(expert, counted, n_experts, order=None):
-    """Places in the queue of each expert in each group. Those not counted queue elsewhere."""
+    """The place of each choice that is counted in its queue. [G, S, K] -> [G, S, K] int"""
     G, S, K = expert.shape
-    line = ops.where(counted, _queue(expert, n_experts), G * n_experts)
-    return slots(line.reshape(G * S, K), G * n_experts + 1, order).reshape(G, S, K) * counted
-
-
-def _queue(expert, n_experts):
-    """One queue for each expert in each group. [G, S, K] int -> [G, S, K] int"""
-    return expert + n_experts * namespace(expert).arange(len(expert))[:, None, None]
+    return slots_in_groups(expert.reshape(G * S, K), n_experts, G, counted.reshape(G * S, K),
+                           order).reshape(G, S, K)
 
 
 def _n_used(S, used):
@@ -378,3 +416,459 @@ def transformer(params, source, target, draws, n_groups=1, source_used=None, tar
         rate)
     aux_loss = sum(out.aux_loss for out in outputs) / max(len(outputs), 1)
     return TransformerOutput(y @ params.w_logits, aux_loss, [out.routing for out in outputs])
+
+
+# -- As others have it: which second choices are dispatched --------------------------------------
+# In place of ``second_random``. [G, S, 2], [G, S] -> [G, S] bool
+
+def second_all(gate, u=None):
+    """Each one: what lingvo, praxis and transformers do unless told otherwise."""
+    return gate[..., 1] >= 0
+
+
+def second_none(gate, u=None):
+    """None: Mesh TensorFlow's."""
+    return gate[..., 1] < 0
+
+
+def second_threshold(gate, u=None, threshold=0.2):
+    """Those of weight above a threshold: Mesh TensorFlow's."""
+    return gate[..., 1] > threshold
+
+
+def second_random_threshold(gate, u, threshold=0.2):
+    """With probability min(1, g_2 / threshold): Mesh TensorFlow's, whose 0.5 is the paper's."""
+    return gate[..., 1] / threshold > u
+
+
+def sampled_second(gates, gumbel):
+    """e_1 as ever, and e_2 drawn by the other gates, after which there is no test.
+
+    ``gumbel`` is the draw, from the standard Gumbel distribution: e_2 has the largest log gate plus
+    draw. [G, S, E], [G, S, E] -> [G, S, 2] int
+    """
+    gates = stop_gradient(gates)
+    G, S, E = gates.shape
+    first = top_two(gates)[..., 0]                                     # [G, S]
+    smallest = namespace(gates).finfo(gates.dtype).tiny
+    scores = ops.log(ops.maximum(gates, smallest)) + gumbel            # [G, S, E]
+    scores = ops.where(identity(E, like=gates)[first] > 0, -math.inf, scores)
+    second = top_k(scores.reshape(G * S, E), 1).reshape(G, S)
+    return ops.stack([first, second], axis=-1)
+
+
+# -- As others have it: who takes a number -------------------------------------------------------
+# In place of ``decision_counter``. [G, S, 2] int, [G, S] bool -> [G, S, 2] int
+
+def dispatched_counter(expert, wanted, n_experts, used=None, order=None):
+    """In the second pass, choices that passed the draw alone; 0 for the others.
+
+    Mesh TensorFlow, lingvo and praxis, where the second pass starts at min(c_e, C), which changes
+    no slot below C; fairseq and transformers.
+    """
+    return _places(expert, _counted(wanted, used), n_experts, order)
+
+
+def token_major_counter(expert, wanted, n_experts, used=None, order=None):
+    """Both choices of a token before the next token's: of no implementation, for comparison."""
+    G, S, K = expert.shape
+    counted = _counted(wanted | True, used)
+    if order is not None:
+        order = (K * order[:, None] + namespace(order).arange(K)).reshape(-1)
+    places = _places(*(a.reshape(G, S * K, 1) for a in (expert, counted)), n_experts, order)
+    return places.reshape(G, S, K)
+
+
+def highest_gate_first(gates):
+    """The order in which the most certain tokens decide first, in either pass. -> [G*S] int
+
+    Batch-prioritised routing, for ``order``: flaxformer's encoder, Tutel, fairseq, transformers.
+    Whether a token is kept then depends on those after it.
+    """
+    return (-stop_gradient(gates).max(axis=-1)).reshape(-1).argsort(kind="stable")
+
+
+# -- As others have it: weights and losses -------------------------------------------------------
+
+def pair_normalized_mesh(gate, epsilon=1e-9):
+    """``pair_normalized`` with 1e-9 added to the sum. [G, S, 2] -> [G, S, 2]"""
+    return gate / (gate.sum(axis=-1, keepdims=True) + epsilon)
+
+
+def normalized_after(routing):
+    """A Routing of raw gates with those kept divided by their sum, which is at least an eps."""
+    gate = ops.where(routing.keep, routing.gate, 0.0)                  # [G*S, K]
+    eps = float(namespace(stop_gradient(gate)).finfo(gate.dtype).eps)
+    return routing._replace(gate=gate / ops.maximum(gate.sum(axis=-1, keepdims=True), eps))
+
+
+def released_auxiliary_loss(gates, expert, used=None):
+    """``auxiliary_loss`` times E^2, so that 1 is what a uniform gate costs. -> [G]"""
+    return gates.shape[-1] ** 2 * auxiliary_loss(gates, expert, used)
+
+
+def auxiliary_loss_legacy_padding(gates, expert, used=None):
+    """Padding is in neither count nor sum of gates, but both are divided by S. -> [G]"""
+    share = 1 if used is None else used.mean(axis=1).astype(gates.dtype)   # [G]
+    return share ** 2 * auxiliary_loss(gates, expert, used)
+
+
+def auxiliary_loss_fairseq(gates, expert, used=None):
+    """Padding is no first choice, but its gates are in m. Without fairseq's E^2. -> [G]"""
+    f = first_choice_counts(expert, gates.shape[-1], used) / max(gates.shape[1], 1)   # [G, E]
+    return (f.astype(gates.dtype) * mean_gates(gates)).mean(axis=-1)
+
+
+def second_choice_loss(gates, expert, epsilon=1e-9):
+    """E sum_e f_e m_e of second choices and of gates without the first, summing to 1. -> [G]
+
+    Mesh TensorFlow may add half of it to ``released_auxiliary_loss``.
+    """
+    E = gates.shape[-1]
+    first = identity(E, like=stop_gradient(gates))[expert[..., 0]]     # [G, S, E]
+    others = gates * (1 - first)
+    others = others / (others.sum(axis=-1, keepdims=True) + epsilon)
+    return released_auxiliary_loss(others, expert[..., 1:])
+
+
+def nllb_load_balancing_loss(routing, n_experts, n_groups=1):
+    """E sum_e f_e P_e of one layer, in version 4.44 of transformers. -> [G]
+
+    P are mean weights after capacity, not gates; and f counts after it too, a token whose first
+    choice is not kept, be it padding, for expert 0. From several layers it makes one loss: E is
+    then the number of all experts, P is the first layer's, and f the mean over layers.
+    """
+    G, E = n_groups, n_experts
+    expert = (routing.expert * routing.keep)[:, :1].reshape(G, -1, 1)  # [G, S, 1]
+    chosen = identity(E, like=stop_gradient(routing.gate))[routing.expert]   # [G*S, 2, E]
+    weights = ops.einsum("tk,tke->te", ops.where(routing.keep, routing.gate, 0.0), chosen)
+    return released_auxiliary_loss(weights.reshape(G, -1, E), expert)
+
+
+# -- As others have it: whole gatings ------------------------------------------------------------
+# In place of ``algorithm_1``; a draw that is called ``gumbel`` is [G, S, E].
+
+def route_mesh(gates, u, capacity, used=None, order=None, second=second_random_threshold):
+    """Mesh TensorFlow's. With ``second_all``, as lingvo and praxis have it at first. -> Gating"""
+    _check(gates, used)
+    expert = top_two(gates)                                            # [G, S, 2]
+    gate = pair_normalized_mesh(gates_of(gates, expert))               # [G, S, 2]
+    wanted = second(stop_gradient(gate), u)                            # [G, S]
+    slot = dispatched_counter(expert, wanted, gates.shape[-1], used, order)
+    loss = gates.shape[-1] ** 2 * auxiliary_loss_legacy_padding(gates, expert, used)
+    return Gating(seat(expert, gate, slot, wanted, capacity, used), loss)
+
+
+def route_fairscale(gates, gumbel, capacity, used=None, order=None):
+    """A sampled second, weights normalised after dropping. -> Gating"""
+    _check(gates, used)
+    expert = sampled_second(gates, gumbel)                             # [G, S, 2]
+    return Gating(_dropped_first(gates, expert, second_all, None, capacity, used, order),
+                  auxiliary_loss(gates, expert, used))
+
+
+def route_deepspeed(gates, gumbel, capacity, used=None, order=None):
+    """``route_fairscale`` with the loss times E^2. -> Gating"""
+    routing, loss = route_fairscale(gates, gumbel, capacity, used, order)
+    return Gating(routing, gates.shape[-1] ** 2 * loss)
+
+
+def _dropped_first(gates, expert, second, u, capacity, used, order):
+    """The Routing of choices made, their raw gates normalised once it is known who is kept."""
+    gate = gates_of(gates, expert)                                     # [G, S, 2]
+    wanted = second(stop_gradient(gate), u)                            # [G, S]
+    slot = dispatched_counter(expert, wanted, gates.shape[-1], used, order)
+    return normalized_after(seat(expert, gate, slot, wanted, capacity, used))
+
+
+def nllb_second_random(gate, u):
+    """Whether twice the raw gate is more than the draw: so, less often than in the paper."""
+    return 2 * gate[..., 1] > u
+
+
+def route_nllb(gates, u, capacity, used=None, order=None, second=second_all):
+    """Hugging Face's NllbMoeTop2Router, version 4.44, as it is configured at first. -> Gating
+
+    ``second`` sees raw gates: its policy ``random`` is ``nllb_second_random``.
+    """
+    _check(gates, used)
+    G, _, E = gates.shape
+    routing = _dropped_first(gates, top_two(gates), second, u, capacity, used, order)
+    return Gating(routing, nllb_load_balancing_loss(routing, E, G))
+
+
+def route_nllb_normalized_before(gates, u, capacity, used=None, order=None):
+    """The same with normalize_router_prob_before_dropping. -> Gating"""
+    routing, _ = algorithm_1(gates, u, capacity, second_all, dispatched_counter, used, order)
+    return Gating(routing, nllb_load_balancing_loss(routing, gates.shape[-1], len(gates)))
+
+
+def route_nllb_random_normalized_before(gates, u, capacity, used=None, order=None):
+    """With policy ``random`` too: the second weight is left raw, the first is not. -> Gating"""
+    _check(gates, used)
+    G, _, E = gates.shape
+    expert = top_two(gates)                                            # [G, S, 2]
+    raw = gates_of(gates, expert)                                      # [G, S, 2]
+    gate = ops.stack([pair_normalized(raw)[..., 0], raw[..., 1]], axis=-1)
+    wanted = nllb_second_random(stop_gradient(raw), u)                 # [G, S]
+    slot = dispatched_counter(expert, wanted, E, used, order)
+    routing = seat(expert, gate, slot, wanted, capacity, used)
+    return Gating(routing, nllb_load_balancing_loss(routing, E, G))
+
+
+class NllbParams(NamedTuple):
+    w_gate: Tensor   # [D, E]
+    w_in: Tensor     # [E, D, H]
+    b_in: Tensor     # [E, H]
+    w_out: Tensor    # [E, H, D]
+    b_out: Tensor    # [E, D]
+
+
+def moe_layer_nllb(params, x, u, capacity, route=route_nllb, used=None, scale=0.8):
+    """Hugging Face's NllbMoeSparseMLP, version 4.44, in evaluation; G is 1. [G, S, D] -> [G, S, D]
+
+    What experts make is scaled by 1 less the rate of its dropout in training, where it was scaled
+    up already. For training without that dropout give a ``scale`` of 1.
+    """
+    G, S, D = x.shape
+    gates = gate_probabilities(gate_logits(x, params.w_gate))          # [G, S, E]
+    routing, aux_loss = route(gates, u, capacity, used=used)
+    seats, ends = packed_seats(routing.expert, routing.keep, gates.shape[-1])
+    expert = routing.expert.reshape(-1)[seats.choice]                  # [R]
+    rows = gather(x.reshape(G * S, D), seats)                          # [R, D]
+    hidden = ops.relu(ragged_matmul(rows, params.w_in, ends=ends) + ops.take(params.b_in, expert))
+    outputs = ragged_matmul(hidden, params.w_out, ends=ends) + ops.take(params.b_out, expert)
+    y = gather_back(scale * outputs, routing.gate, seats)              # [G*S, D]
+    return GShardOutput(y.reshape(G, S, D), aux_loss.mean(), routing)
+
+
+# -- As others have it: sizes --------------------------------------------------------------------
+
+def expert_capacity_lingvo(group_size, n_experts, capacity_factor=2.0, configured=0):
+    """Rounded down, 4 for 0; if it is more than what is configured, then up to a multiple of 4."""
+    return _adopted(int(group_size * capacity_factor / n_experts) or 4, configured)
+
+
+def expert_capacity_praxis(group_size, n_experts, capacity_factor=2.0, configured=0):
+    """The same, but 0 may stay 0."""
+    return _adopted(int(group_size * capacity_factor / n_experts), configured)
+
+
+def _adopted(capacity, configured):
+    return configured if capacity <= configured else -(-capacity // 4) * 4
+
+
+def expert_capacity_evaluation(n_tokens, n_experts=None, fraction=1.0):
+    """A share of all tokens, rounded up: transformers' for NLLB; fairseq's has a quarter."""
+    return math.ceil(fraction * n_tokens)
+
+
+def n_groups_mesh(n_tokens, group_size, multiple_of=1):
+    """The least number of groups that divides the tokens, from tokens over group size upwards.
+
+    Groups may come out larger than was asked for. ValueError where ``multiple_of``, the number of
+    devices, does not divide the tokens.
+    """
+    if n_tokens < 1 or group_size < 1 or n_tokens % multiple_of:
+        raise ValueError(f"n_groups_mesh: needs tokens in groups, their number a multiple of "
+                         f"{multiple_of}; got {n_tokens} in groups of {group_size}")
+    n = max(1, n_tokens // group_size)
+    while n_tokens % n or n % multiple_of:
+        n += 1
+    return n
+
+
+# -- The arithmetic of Tables 1 to 3, and of the cost model, Section 2.3 -------------------------
+# Tables 2 and 3 print 36684 and 12228 experts in all where ``total_experts`` has 36864 and 12288.
+
+def total_experts(n_experts, n_layers):
+    """Experts of a model of ``n_layers``, encoder and decoder together."""
+    return n_experts * n_layers // 2
+
+
+def expert_parameters(n_experts, n_layers, width=1024, hidden=8192):
+    """Weights of all experts, which is nearly all there are."""
+    return total_experts(n_experts, n_layers) * 2 * width * hidden
+
+
+def training_days(batch, steps_per_second, n_tokens=1e12):
+    """Days to see so many tokens."""
+    return n_tokens / (batch * steps_per_second * 24 * 3600)
+
+
+def core_years(days, cores):
+    """What as many cores use in so many days."""
+    return days * cores / 365
+
+
+def gate_operations(n_tokens, n_experts, width):
+    """Multiplications with an addition, forward, here and below: G S M E."""
+    return n_tokens * width * n_experts
+
+
+def expert_operations(n_tokens, width, hidden):
+    """E G C H M twice: every slot is multiplied, used or not."""
+    return 4 * n_tokens * width * hidden
+
+
+def dispatch_operations(n_tokens, group_size, width):
+    """G S M E C twice, for the einsums of dispatch and combine: G E C is 2 N.
+
+    S / H of ``expert_operations``, whatever the number of experts. By gathers it is 2 N M, all for
+    combine.
+    """
+    return 4 * n_tokens * group_size * width
+
+
+def all_to_all_elements(n_tokens, width):
+    """What a device with so many tokens hands over in each of the two, forward: E G C M."""
+    return 2 * n_tokens * width
+
+
+# -- Recorded runs -------------------------------------------------------------------------------
+
+EXPERTS = {"param.w_gate": "D E", "param.w_in": "E D H", "param.w_out": "E H D"}
+LAYER = {"in.x": "G S D", "in.u": "G S", "in.cotangent": "G S D", "set.capacity": "", **EXPERTS}
+GATE = {"in.logits": "S E", "in.gumbel": "S E", "in.cotangent": "S E C", "set.capacity": ""}
+NLLB = {"in.x": "T D", "in.cotangent": "T D", "set.capacity": "", "set.scale": "", **EXPERTS,
+        "param.b_in": "E H", "param.b_out": "E D"}
+
+
+def layer_oracle(case):
+    """Algorithm 1 in order, the layer, and gradients of <y, cotangent> and of the mean loss."""
+    x, u, capacity = case.inputs["x"], case.inputs["u"], case.settings["capacity"]
+    used = case.inputs.get("used")
+    leaves = tree.map(Tensor, {"x": x, **case.params})
+    params = GShardParams(**{name: leaves[name] for name in GShardParams._fields})
+    out = moe_layer(params, leaves["x"], u, capacity, used=used)
+    logits = gate_logits(leaves["x"], params.w_gate)
+    gates = gate_probabilities(logits)
+    G, S, E = gates.shape
+    routing, aux_loss = algorithm_1(gates, u, capacity, used=used)
+    present = None if used is None else used.reshape(G * S, 1)
+    return tree.map(stop_gradient, {
+        "logits": logits, "gates": gates, "m": mean_gates(gates, used),
+        "expert": routing.expert, "gate": routing.gate,
+        "count_first": first_choice_counts(routing.expert.reshape(G, S, 2), E, used),
+        "count": counts_in_groups(routing.expert, E, G, present),
+        "slot": routing.slot, "keep": routing.keep,
+        "weights": combine_weights(routing, G, E, capacity), "aux_loss": aux_loss, "y": out.y,
+        "grad": _gradients({"y": (out.y * case.inputs["cotangent"]).sum(),
+                            "aux_loss": out.aux_loss}, leaves)})
+
+
+def _gradients(losses, leaves):
+    return {name: grad(loss, leaves) for name, loss in losses.items()}
+
+
+def fairscale_oracle(case):
+    """One group with a sampled second expert, and a capacity of 2 S / E."""
+    leaves = tree.map(Tensor, {"x": case.inputs["x"], **case.params})
+    params = GShardParams(**{name: leaves[name] for name in GShardParams._fields})
+    S, E = len(leaves["x"].array), len(params.w_in.array)
+    capacity = expert_capacity(S, E)
+    out = moe_layer(params, leaves["x"][None], case.inputs["gumbel"][None], capacity,
+                    route_fairscale)
+    weights = combine_weights(out.routing, 1, E, capacity)[0]          # [S, E, C]
+    return tree.map(stop_gradient, {
+        "dispatched": weights != 0, "weights": weights, "aux_loss": out.aux_loss, "y": out.y[0],
+        "grad": _gradients({"y": (out.y[0] * case.inputs["cotangent"]).sum(),
+                            "aux_loss": out.aux_loss}, leaves)})
+
+
+def deepspeed_oracle(case):
+    """The gate alone; and gradients of <weights, cotangent> and of the loss, by logits."""
+    leaves = {"logits": Tensor(case.inputs["logits"])}
+    gates = gate_probabilities(leaves["logits"])[None]                 # [1, S, E]
+    capacity, E = case.settings["capacity"], gates.shape[-1]
+    routing, aux_loss = route_deepspeed(gates, case.inputs["gumbel"][None], capacity)
+    weights = combine_weights(routing, 1, E, capacity)[0]              # [S, E, C]
+    return tree.map(stop_gradient, {
+        "count": counts_in_groups(routing.expert, E, 1)[0],
+        "dispatched": weights != 0, "weights": weights, "aux_loss": aux_loss[0],
+        "grad": _gradients({"weights": (weights * case.inputs["cotangent"]).sum(),
+                            "aux_loss": aux_loss[0]}, leaves)})
+
+
+def nllb_oracle(case, route=route_nllb, order=None):
+    """The layer of one group, and gradients of <y, cotangent> and of the loss."""
+    def ordered_route(gates, u, capacity, used):
+        return route(gates, u, capacity, used, order and order(gates))
+
+    leaves = tree.map(Tensor, {"x": case.inputs["x"], **case.params})
+    params = NllbParams(**{name: leaves[name] for name in NllbParams._fields})
+    u, used = (case.inputs[name][None] if name in case.inputs else None for name in ("u", "used"))
+    out = moe_layer_nllb(params, leaves["x"][None], u, case.settings["capacity"], ordered_route,
+                         used, case.settings["scale"])
+    expert, _, keep, gate = out.routing
+    chosen = identity(len(params.w_in.array), like=stop_gradient(gate))[expert]   # [T, 2, E]
+    weights = ops.einsum("tk,tke->te", ops.where(keep, gate, 0.0), chosen)
+    return tree.map(stop_gradient, {
+        "first": (expert * keep)[:, 0], "dispatched": weights != 0, "weights": weights,
+        "y": out.y[0], "aux_loss": out.aux_loss,
+        "grad": _gradients({"y": (out.y[0] * case.inputs["cotangent"]).sum(),
+                            "aux_loss": out.aux_loss}, leaves)})
+
+
+def nllb_random_oracle(case):
+    return nllb_oracle(case, partial(route_nllb, second=nllb_second_random))
+
+
+def nllb_prioritized_oracle(case):
+    return nllb_oracle(case, order=highest_gate_first)
+
+
+def nllb_normalized_before_oracle(case):
+    return nllb_oracle(case, route_nllb_normalized_before)
+
+
+def nllb_random_normalized_before_oracle(case):
+    return nllb_oracle(case, route_nllb_random_normalized_before)
+
+
+def _transformer_shapes():
+    """Of two layers in each stack, in the letters of a schema: U source and V target words."""
+    attention = nn.AttentionParams("D A W", "D A W", "D A W", "A W D", None, None, None, None)
+    cross = {"encoder": (None, None), "decoder": ("D", attention)}
+    feed_forward = [GShardParams("D E", "E D H", "E H D"), GShardParams(None, "I D J", "I J D")]
+    stacks = {name: nn.T5StackParams(
+        [nn.T5LayerParams("D", attention, *cross[name], "D", p) for p in feed_forward], "N A", "D")
+        for name in cross}
+    return TransformerParams("U D", "V D", stacks["encoder"], stacks["decoder"], "D V")
+
+
+def transformer_oracle(case):
+    """Both layers with experts, and gradients of <logits, cotangent> and of the loss."""
+    leaves, inputs = tree.map(Tensor, case.params), case.inputs
+    names = iter(tree.named_leaves(_transformer_shapes()))
+    params = tree.map(lambda letters: leaves[next(names)], _transformer_shapes())
+    draws = TransformerDraws(inputs["draws.encoder"], inputs["draws.decoder"])
+    out = transformer(params, inputs["source"], inputs["target"], draws, case.settings["n_groups"],
+                      inputs["source_used"], inputs["target_used"])
+    return tree.map(stop_gradient, {
+        "routings": [r._asdict() for r in out.routings], "logits": out.logits,
+        "aux_loss": out.aux_loss,
+        "grad": _gradients({"logits": (out.logits * inputs["cotangent"]).sum(),
+                            "aux_loss": out.aux_loss}, leaves)})
+
+
+ORACLES = {
+    "layer": (LAYER, layer_oracle),
+    "layer_padded": ({**LAYER, "in.used": "bool G S"}, layer_oracle),
+    "fairscale": ({"in.x": "S D", "in.gumbel": "S E", "in.cotangent": "S D", **EXPERTS},
+                  fairscale_oracle),
+    "deepspeed": (GATE, deepspeed_oracle),
+    "nllb": (NLLB, nllb_oracle),
+    "nllb_padded": ({**NLLB, "in.used": "bool T"}, nllb_oracle),
+    "nllb_prioritized": (NLLB, nllb_prioritized_oracle),
+    "nllb_random": ({**NLLB, "in.u": "T"}, nllb_random_oracle),
+    "nllb_normalized_before": (NLLB, nllb_normalized_before_oracle),
+    "nllb_random_normalized_before": ({**NLLB, "in.u": "T"}, nllb_random_normalized_before_oracle),
+    "transformer": ({
+        "in.source": "int B S", "in.target": "int B R", "in.source_used": "bool B S",
+        "in.target_used": "bool B R", "in.draws.encoder": "L B S", "in.draws.decoder": "L B R",
+        "in.cotangent": "B R V", "set.n_groups": "",
+        **{f"param.{name}": letters
+           for name, letters in tree.named_leaves(_transformer_shapes()).items()}},
+        transformer_oracle),
+}
