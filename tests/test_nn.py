@@ -149,6 +149,15 @@ def test_large_logits_neither_overflow_nor_lose_the_softmax(rng, move):
     assert abs(read[:, None] - value[0]).max(axis=-1).min(axis=-1) == pytest.approx(0, abs=1e-6)
 
 
+def test_an_mlp_by_hand(move):
+    first = nn.LinearParams(np.array([[1.0, -1.0]]), np.array([0.0, 1.0]))
+    last = nn.LinearParams(np.array([[2.0], [3.0]]), np.array([-5.0]))
+    # x = 2: hidden (2, -1), relu (2, 0), 2 * 2 - 5;  x = -3: hidden (-3, 4), relu (0, 4), 3 * 4 - 5
+    layers, x = move(((first, last), np.array([[2.0], [-3.0]])))
+    assert to_numpy(nn.mlp(layers, x)).tolist() == [[-1], [7]]
+    assert to_numpy(nn.mlp(layers, x, activation=ops.negative)).tolist() == [[-6], [-11]]
+
+
 def test_a_bias_that_is_none_is_left_out(rng, move):
     x = move(rng.standard_normal((2, 3, 4)))
     with_zeros = move([nn.linear_init(rng, 4, 2)._replace(b=np.zeros(2)),

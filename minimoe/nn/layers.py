@@ -41,6 +41,20 @@ def linear(params, x):
     return _plus(x @ params.w, params.b)
 
 
+def mlp_init(rng, widths):
+    """A linear layer from each width to the next, by ``linear_init``. -> tuple of LinearParams"""
+    return tuple(linear_init(rng, width, n) for width, n in zip(widths, widths[1:]))
+
+
+def mlp(layers, x, activation=ops.relu):
+    """Linear layers with an activation between them, and none after the last. [..., D] -> [..., H]
+    """
+    *hidden, last = layers
+    for layer in hidden:
+        x = activation(linear(layer, x))
+    return linear(last, x)
+
+
 class LayerNormParams(NamedTuple):
     scale: Tensor   # [D]
     shift: Tensor   # [D]
