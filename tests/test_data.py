@@ -1,10 +1,10 @@
-"""Vowels and digits that are shipped and the tasks made of them; text and chains made here."""
+"""Vowels and digits that are shipped, and tasks made of them; text, chains and topics made here."""
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from minimoe.data import digits, markov_chains, peterson_barney
+from minimoe.data import digits, markov_chains, peterson_barney, topics
 from minimoe.data.python_text import python_text
 
 
@@ -100,6 +100,25 @@ def test_the_text_prints_and_has_no_double_space():
     assert text.isprintable() and "  " not in text and "statement" in text
     assert len(train) == len(text) * 9 // 10 > 100_000
     assert list(symbols) == sorted(set(text))
+
+
+# -- Topics --------------------------------------------------------------------------------------
+
+def test_a_target_is_what_the_topic_makes_of_the_word_nine_times_in_ten(rng):
+    meanings = topics.meanings(rng)
+    assert (np.sort(meanings, axis=1) == np.arange(32)).all()
+    assert len(set(map(tuple, meanings))) == 16
+    topic, word, target = topics.examples(rng, meanings, 100_000)
+    for values, n in [(topic, 16), (word, 32), (target, 32)]:
+        np.testing.assert_allclose(np.bincount(values, minlength=n) * n / 100_000, 1, atol=0.07)
+    meant = target == meanings[topic, word]
+    assert meant.mean() == pytest.approx(0.9 + 0.1 / 32, abs=0.004)
+    assert len(set(zip(topic, word))) == 16 * 32
+
+
+def test_the_best_perplexity_of_topics_by_hand():
+    # p = 0.903125 of one word and 0.003125 of 31: entropy 0.09203 + 31 * 0.003125 * 5.76832
+    assert topics.best_perplexity() == pytest.approx(np.exp(0.09203 + 0.55881), rel=1e-4)
 
 
 # -- Handwritten digits --------------------------------------------------------------------------
