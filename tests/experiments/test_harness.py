@@ -3,6 +3,7 @@ import json
 import os
 import select
 import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -70,6 +71,15 @@ def test_the_whole_text_keeps_to_the_width_and_counts_the_claims():
     ([], True), ([REPORTED], True), ([HOLDS, REPORTED], True), ([HOLDS, UNMET], False)])
 def test_only_a_judged_claim_that_fails_is_unmet(claims, met):
     assert harness.met(outcome(*claims)) is met
+
+
+@pytest.mark.parametrize("quick, verdicts", [(False, [True, False, None]), (True, [None] * 3)])
+def test_a_quick_run_judges_no_claim(monkeypatch, quick, verdicts):
+    experiment = ModuleType("minimoe.experiments.made_up")
+    experiment.run = lambda settings: outcome(HOLDS, UNMET, REPORTED).result
+    monkeypatch.setitem(sys.modules, experiment.__name__, experiment)
+    conducted = harness.conduct("made_up", Settings(quick=quick))
+    assert [claim.holds for claim in conducted.result.claims] == verdicts
 
 
 def test_spread_is_mean_and_sample_deviation():
