@@ -181,7 +181,9 @@ def dispatched_fraction(expert, n_experts, n_groups=1, used=None):
 
 def mean_probability(probs, n_groups=1, used=None):
     """P_i, the share of probability that expert i was given. Eq. (6) [T, E] -> [G, E]"""
-    return _totals(probs, n_groups, used) / _n_used(len(probs), n_groups, used)
+    n = _n_used(len(probs), n_groups, used)
+    totals = _totals(probs, n_groups, used)                            # [G, E]
+    return totals / (n if used is None else n.astype(totals.dtype))
 
 
 def _totals(probs, n_groups, used):
@@ -585,10 +587,14 @@ def switch_transformer(params, source, target, capacity, source_used=None, targe
 
     Draws, if any: for ``jitter`` [T, D] of each Switch layer, the encoder's first; for dropout the
     pair of both stacks from ``nn.t5_keep``, ``expert_rate`` inside experts and ``rate`` elsewhere.
-    [B, S] int, [B, R] int -> [B, R, V]
+    ValueError for another number of draws. [B, S] int, [B, R] int -> [B, R, V]
     """
     aux_losses, all_probs, routings = [], [], []
-    draws = iter(jitter_draws or ())
+    n_switch = sum(isinstance(layer.feed_forward, SwitchParams)
+                   for stack in (params.encoder, params.decoder) for layer in stack.layers)
+    if jitter_draws is not None and len(jitter_draws) != n_switch:
+        raise ValueError(f"switch_transformer: needs draws of jitter for each of {n_switch} Switch "
+                         f"layers; got {len(jitter_draws)}")
 
     def feed_forward_of(used):
         used = None if used is None else used.reshape(-1)              # [T]
@@ -598,7 +604,7 @@ def switch_transformer(params, source, target, capacity, source_used=None, targe
                 return nn.relu_feed_forward(p, x, keep, rate)
             tokens = x.reshape(-1, x.shape[-1])                        # [T, D]
             T, E = tokens.shape[0], p.w_router.shape[-1]
-            seen = tokens if jitter_draws is None else jitter(tokens, next(draws))
+            seen = tokens if jitter_draws is None else jitter(tokens, jitter_draws[len(routings)])
             probs = router_probs(seen, p.w_router)                     # [T, E]
             routing = route(probs, capacity(T // n_groups, E), n_groups=n_groups, used=used)
             if keep is None:
@@ -987,7 +993,7 @@ def _check_transformers_tensors(shapes, tensors):
     """That all are there, and nothing else but copies and one leftover that theirs ignores too."""
     copies = {f"{stack}.embed_tokens.weight" for stack in ("encoder", "decoder")} | {
         "lm_head.weight", "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"}
-    problems = [("missing", sorted(shapes.keys() - tensors.keys())),
+    problems = [("missing", [name for name in shapes if name not in tensors]),
                 ("unexpected", sorted(tensors.keys() - shapes.keys() - copies)),
                 ("of another shape", [
                     f"{name} {tuple(tensors[name].shape)} for {shape}"
