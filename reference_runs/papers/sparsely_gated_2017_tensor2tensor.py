@@ -1,4 +1,4 @@
-"""Record the layer of arXiv:1701.06538v1 as Tensor2Tensor has it, whose expert_utils.py is released.
+"""Record the layer of arXiv:1701.06538v1 as Tensor2Tensor has it, in its expert_utils.py.
 
     python -m reference_runs.papers.sparsely_gated_2017_tensor2tensor
 
@@ -7,8 +7,8 @@ experts of relu units, and cv_squared. The draw it makes is fed to it, in the pl
 that would make it. It computes in float32, and so do these runs. In an environment of its own:
 
     pip install tensorflow-cpu==2.15.1
-    pip install --no-deps tensor2tensor==1.15.7 tensorflow-addons==0.23.0 typeguard==2.13.3 tf-slim \\
-        tensorflow-probability==0.23.0 six cloudpickle decorator dm-tree
+    pip install --no-deps tensor2tensor==1.15.7 tensorflow-addons==0.23.0 typeguard==2.13.3 \\
+        tensorflow-probability==0.23.0 tf-slim six cloudpickle decorator dm-tree
 """
 import numpy as np
 import tensorflow.compat.v1 as tf
