@@ -10,7 +10,7 @@ from minimoe.routing import experts
 from minimoe.routing.dispatch import (
     Routing, combine, combine_einsum, dispatch, dispatch_einsum, gather, gather_back, packed_seats,
     padded_seats)
-from minimoe.routing.topk import slots, top_k
+from minimoe.routing.topk import counts_in_groups, queues, slots, slots_in_groups, top_k
 
 few_values = st.sampled_from([-np.inf, -1.0, 0.0, 1.0])     # ties are likely
 scores = st.tuples(st.integers(0, 8), st.integers(1, 5)).flatmap(
@@ -40,6 +40,17 @@ def test_first_choices_queue_before_second(move):
 def test_the_queue_follows_a_given_order(move):
     expert, order = move(np.array([[0], [0], [1], [0]])), move(np.array([3, 2, 1, 0]))
     assert to_numpy(slots(expert, 2, order)).ravel().tolist() == [2, 1, 0, 0]
+
+
+def test_groups_queue_apart(move):
+    expert, used = move(np.array([[0], [1], [0], [0], [0], [1]])), move(np.arange(6)[:, None] != 3)
+    assert to_numpy(queues(expert, 2, 2)).ravel().tolist() == [0, 1, 0, 2, 2, 3]
+    assert to_numpy(slots_in_groups(expert, 2, 2)).ravel().tolist() == [0, 0, 1, 0, 1, 0]
+    assert to_numpy(slots_in_groups(expert, 2, 2, used)).ravel().tolist() == [0, 0, 1, 0, 0, 0]
+    assert to_numpy(counts_in_groups(expert, 2, 2)).tolist() == [[2, 1], [2, 1]]
+    assert to_numpy(counts_in_groups(expert, 2, 2, used)).tolist() == [[2, 1], [1, 1]]
+    with pytest.raises(ValueError, match="queues: .* groups that divides 6 tokens; got 4"):
+        queues(expert, 2, 4)
 
 
 @pytest.mark.parametrize("k", [0, 4])
