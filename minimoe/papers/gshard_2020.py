@@ -158,7 +158,7 @@ def auxiliary_loss(gates, expert, used=None):
     Padding has no part in either factor, and a group of padding alone costs 0.
     """
     E = gates.shape[-1]
-    f = first_choice_counts(expert, E, used) / _n_used(gates.shape[1], used)   # [G, E]
+    f = first_choice_counts(expert, E, used) / _n_used(gates, used)    # [G, E]
     return (f.astype(gates.dtype) * mean_gates(gates, used)).mean(axis=-1)
 
 
@@ -172,7 +172,7 @@ def mean_gates(gates, used=None):
     """m_e. Line 3. [G, S, E] -> [G, E]"""
     if used is not None:
         gates = ops.where(used[..., None], gates, 0.0)
-    return gates.sum(axis=1) / _n_used(gates.shape[1], used)
+    return gates.sum(axis=1) / _n_used(gates, used)
 
 
 def algorithm_1(gates, u, capacity, second=second_random, counter=decision_counter, used=None,
@@ -215,12 +215,12 @@ def _places(expert, counted, n_experts, order=None):
                            order).reshape(G, S, K)
 
 
-def _n_used(S, used):
-    """Tokens in a group, but 1 where there is none. -> a number, or [G, 1] int"""
+def _n_used(gates, used):
+    """Tokens in a group, but 1 where there is none. -> a number, or [G, 1]"""
     if used is None:
-        return max(S, 1)
+        return max(gates.shape[1], 1)
     n = used.sum(axis=1)[:, None]
-    return n + (n == 0)
+    return (n + (n == 0)).astype(gates.dtype)
 
 
 # -- Capacity, Section 2.2 -----------------------------------------------------------------------
@@ -679,7 +679,8 @@ def n_groups_mesh(n_tokens, group_size, multiple_of=1):
 
 
 # -- The arithmetic of Tables 1 to 3, and of the cost model, Section 2.3 -------------------------
-# Tables 2 and 3 print 36684 and 12228 experts in all where ``total_experts`` has 36864 and 12288.
+# Misprints: 36684 and 12228 experts in all, for 36864 and 12288; 1.4 days for the 12 layers of 2048
+# experts, which at 2.15 steps per second, as at 7.5 core-years, are 1.3.
 
 def total_experts(n_experts, n_layers):
     """Experts of a model of ``n_layers``, encoder and decoder together."""
