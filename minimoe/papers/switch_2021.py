@@ -26,8 +26,8 @@ Where text, pseudo-code (Appendix F), released code (Mesh TensorFlow da90793, me
                           expert_capacity_mesh, _flaxformer, _deepspeed, _fairseq, _tutel,
                           _transformers; as many as needed, in deepspeed and tutel: _full
     who is turned away    text: later tokens. mesh switch_max, flaxformer, tutel: the least
-                          probable, highest_gate_first; deepspeed: a random choice,
-                          route_random_token_selection
+                          probable, for which give ``route`` gshard_2020.highest_gate_first;
+                          deepspeed: a random choice, route_random_token_selection
     f                     text: argmax p, before capacity. transformers 4.44: after it, the dropped
                           counted for expert 0. Of tokens that sample, text: argmax p; mesh: what
                           was sampled, that is, the expert of their Routing
@@ -309,18 +309,8 @@ def expert_dropout(x, routing, w_in, w_out, keep, rate=0.4):
     seats, ends = packed_seats(routing.expert, routing.keep, w_in.shape[0])
     hidden = ops.relu(ragged_matmul(gather(x, seats), w_in, ends=ends))   # [R, H]
     kept = keep[seats.choice // routing.expert.shape[1]]               # [R, H]   of each token
-    hidden = dropout(hidden, kept, rate)
+    hidden = nn.dropout(hidden, kept, rate)
     return gather_back(ragged_matmul(hidden, w_out, ends=ends), routing.gate, seats)
-
-
-def dropout(x, keep, rate):
-    """Entries at zero where ``keep`` is False, the others scaled up to keep the mean.
-
-    ValueError for a rate outside [0, 1).
-    """
-    if not 0 <= rate < 1:
-        raise ValueError(f"dropout: the rate must lie in [0, 1); got {rate}")
-    return ops.where(keep, x / (1 - rate), 0.0)
 
 
 # -- Distillation, Section 4.2 -------------------------------------------------------------------
@@ -440,8 +430,8 @@ def _near_one(name, u, eps):
 
 
 def input_dropout(x, keep, rate=0.1):
-    """``dropout`` of the router's input alone. Appendix C [T, D], [T, D] bool -> [T, D]"""
-    return dropout(x, keep, rate)
+    """``nn.dropout`` of the router's input alone. Appendix C [T, D], [T, D] bool -> [T, D]"""
+    return nn.dropout(x, keep, rate)
 
 
 def route_sampled(probs, u, capacity, n_groups=1, used=None):
@@ -577,7 +567,8 @@ def init_transformer(rng, vocabulary, width, n_heads, head_width, hidden, n_laye
 
 
 def switch_transformer(params, source, target, capacity, source_used=None, target_used=None,
-                       n_groups=1, jitter_draws=None, keep=(None, None), rate=0.1, expert_rate=0.4):
+                       n_groups=1, jitter_draws=None, eps=1e-2, keep=(None, None), rate=0.1,
+                       expert_rate=0.4):
     """Logits of what follows each position of the target; ``target`` begins with a start symbol.
 
     ``capacity`` takes the tokens of a group and the number of experts: say
@@ -604,7 +595,9 @@ def switch_transformer(params, source, target, capacity, source_used=None, targe
                 return nn.relu_feed_forward(p, x, keep, rate)
             tokens = x.reshape(-1, x.shape[-1])                        # [T, D]
             T, E = tokens.shape[0], p.w_router.shape[-1]
-            seen = tokens if jitter_draws is None else jitter(tokens, jitter_draws[len(routings)])
+            seen = tokens
+            if jitter_draws is not None:
+                seen = jitter(tokens, jitter_draws[len(routings)], eps)
             probs = router_probs(seen, p.w_router)                     # [T, E]
             routing = route(probs, capacity(T // n_groups, E), n_groups=n_groups, used=used)
             if keep is None:
@@ -685,15 +678,6 @@ def expert_capacity_full(expert, n_experts, used=None):
 
 
 # -- As others have it: routes -------------------------------------------------------------------
-
-def highest_gate_first(probs):
-    """The order in which the most certain tokens are seated first: ``route``'s ``order``.
-
-    Mesh TensorFlow's switch_max, an option of flaxformer's encoder, and Tutel's. Whether a token is
-    kept then depends on those after it, so it is no order for a decoder. [T, E] -> [T] int
-    """
-    return (-stop_gradient(probs).max(axis=-1)).argsort(kind="stable")
-
 
 def route_random_token_selection(probs, u, capacity, n_groups=1, used=None):
     """Each expert keeps a random choice of its tokens: DeepSpeed's, and on by default there.
