@@ -1036,7 +1036,7 @@ def no_token_left_behind_oracle(case):
 
 
 def exploration_oracle(case):
-    """The layer with each of the policies of Appendix C but the first, which is its default."""
+    """The layer with each policy of exploration but the first, which is its default."""
     leaves, capacity, inputs = _leaves(case, "x"), case.settings["capacity"], case.inputs
     params, x = _switch_params(leaves), leaves["x"]
     found = {}

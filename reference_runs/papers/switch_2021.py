@@ -30,6 +30,19 @@ def layer_params(draw, D, E, H):
     return {"w_router": draw(D, E), "w_in": draw(E, D, H), "w_out": draw(E, H, D)}
 
 
+def drawn(seed, T, D, E, H, shape=None):
+    """Generator, tokens, cotangent, parameters, and all that is differentiated by.
+
+    ``shape`` changes tokens and parameters before the run.
+    """
+    rng = start(seed)
+    draw = drawer(rng)
+    x, cotangent, params = draw(T, D), draw(T, D), layer_params(draw, D, E, H)
+    if shape:
+        shape(x, params)
+    return rng, x, cotangent, params, tracked({"x": x}, params)
+
+
 def gradients(losses, leaves):
     """``grad.<loss>.<leaf>`` of each; zeros where a loss does not depend on a leaf."""
     out = {}
@@ -125,13 +138,8 @@ def found(probs, choices, slot, keep, y, aux_loss, cotangent, leaves, prefix="")
 # -- The layer -----------------------------------------------------------------------------------
 
 def layer(case, seed, T=8, D=4, E=4, H=5, capacity=8, k=1, n_groups=1, padding=(), shape=None):
-    """``shape`` changes tokens and parameters before the run."""
-    draw = drawer(start(seed))
-    x, cotangent, params = draw(T, D), draw(T, D), layer_params(draw, D, E, H)
-    if shape:
-        shape(x, params)
+    _, x, cotangent, params, leaves = drawn(seed, T, D, E, H, shape)
     used = [t not in padding for t in range(T)]
-    leaves = tracked({"x": x}, params)
     logits = torch.stack([x[t] @ params["w_router"] for t in range(T)])
     probs = probabilities(logits)
     choices = [best(p, k) for p in probs]
@@ -169,12 +177,8 @@ def leaning(towards, by):
 
 def no_token_left_behind(case, seed, T=8, D=4, E=4, H=5, capacity=2, n_stages=4, n_groups=1,
                          padding=(), shape=None):
-    draw = drawer(start(seed))
-    x, cotangent, params = draw(T, D), draw(T, D), layer_params(draw, D, E, H)
-    if shape:
-        shape(x, params)
+    _, x, cotangent, params, leaves = drawn(seed, T, D, E, H, shape)
     used = [t not in padding for t in range(T)]
-    leaves = tracked({"x": x}, params)
     probs = probabilities(x @ params["w_router"])
     ranked = [best(p, n_stages) for p in probs]
     choices = [[r[0]] for r in ranked]
@@ -201,12 +205,10 @@ def no_token_left_behind(case, seed, T=8, D=4, E=4, H=5, capacity=2, n_stages=4,
 # -- Exploration and dropout ---------------------------------------------------------------------
 
 def exploration(case, seed, T=8, D=4, E=4, H=5, capacity=8, eps=1e-2, rate=0.1):
-    rng = start(seed)
-    draw = drawer(rng)
-    x, cotangent, params = draw(T, D), draw(T, D), layer_params(draw, D, E, H)
+    rng, x, cotangent, params, leaves = drawn(seed, T, D, E, H)
     u, kept = torch.from_numpy(rng.random((T, D))), torch.from_numpy(rng.random((T, D)) >= rate)
     where = torch.from_numpy(rng.random(T))
-    leaves, used, out = tracked({"x": x}, params), [True] * T, {}
+    used, out = [True] * T, {}
 
     def policy(name, seen, choose):
         probs = probabilities(seen @ params["w_router"])
@@ -233,11 +235,8 @@ def exploration(case, seed, T=8, D=4, E=4, H=5, capacity=8, eps=1e-2, rate=0.1):
 
 
 def expert_dropout(case, seed, T=8, D=4, E=4, H=6, capacity=8, rate=0.4):
-    rng = start(seed)
-    draw = drawer(rng)
-    x, cotangent, params = draw(T, D), draw(T, D), layer_params(draw, D, E, H)
+    rng, x, cotangent, params, leaves = drawn(seed, T, D, E, H)
     kept = torch.from_numpy(rng.random((T, H)) >= rate)
-    leaves = tracked({"x": x}, params)
     probs = probabilities(x @ params["w_router"])
     choices = [best(p, 1) for p in probs]
     slot, keep = first_come(choices, [True] * T, capacity, 1)
@@ -254,11 +253,8 @@ def expert_dropout(case, seed, T=8, D=4, E=4, H=6, capacity=8, rate=0.4):
 # -- Appendix F, in its einsums ------------------------------------------------------------------
 
 def pseudocode(case, seed, T=8, D=4, E=4, H=5, capacity=4, n_groups=1, eps=1e-2):
-    rng = start(seed)
-    draw = drawer(rng)
-    x, cotangent, params = draw(T, D), draw(T, D), layer_params(draw, D, E, H)
-    u = torch.from_numpy(rng.random((T, E)))
-    leaves, n = tracked({"x": x}, params), n_groups
+    rng, x, cotangent, params, leaves = drawn(seed, T, D, E, H)
+    u, n = torch.from_numpy(rng.random((T, E))), n_groups
 
     tokens = x.reshape(n, T // n, D)
     logits = torch.einsum("ntd,dN->ntN", tokens, params["w_router"])

@@ -168,7 +168,7 @@ def test_who_is_turned_away_by_hand(move):
     probs = move(np.array([[.6, .4], [.9, .1], [.7, .3], [.8, .2]]))
     # two slots, all to expert 0: the first two; the most certain, 1 and 3; those of largest draw
     assert lists(switch.route(probs, 2))[2] == [True, True, False, False]
-    order = switch.highest_gate_first(probs)
+    order = gshard.highest_gate_first(probs)
     assert numbers(order) == [[1, 3, 2, 0]]
     assert lists(switch.route(probs, 2, order=order)) == (
         [0] * 4, [3, 0, 2, 1], [False, True, False, True])
@@ -411,7 +411,7 @@ def test_routes_by_loop(move, router):
     assert all(a.shape == (T, k) for a in routing)
 
     order = sorted(range(T), key=lambda t: -P[t].max())
-    found = switch.route(probs, capacity, 1, n_groups, used, switch.highest_gate_first(probs))
+    found = switch.route(probs, capacity, 1, n_groups, used, gshard.highest_gate_first(probs))
     if T:
         slot, keep = queues_by_loop([r[:1] for r in ranked], is_used, capacity, n_groups, order)
         assert numbers(*found[1:3]) == [slot, keep]
@@ -597,7 +597,7 @@ def test_a_later_token_never_drops_an_earlier_one(start, draw):
     kept = []
     for a in (x, changed):
         probs = switch.router_probs(a, params.w_router)
-        kept.append(lists(switch.route(probs, 1, order=switch.highest_gate_first(probs)))[2][:6])
+        kept.append(lists(switch.route(probs, 1, order=gshard.highest_gate_first(probs)))[2][:6])
     assert kept[0] != kept[1]
 
 
@@ -642,16 +642,19 @@ def test_dropout_in_experts(rng, move, start, draw):
     close(switch.expert_dropout(x, two, params.w_in, params.w_out, mask, .5), apart)
 
 
-def test_attention_with_one_expert_is_attention(move, start, draw):
-    """One matrix for all: the gates are 1."""
-    def projection():
-        params = start(E=1, D=4, H=6)
-        return switch.SwitchProjectionParams(params.w_router, params.w_in)
-
-    params = switch.SwitchAttentionParams(projection(), projection(), projection(), draw(2, 3, 4))
+@pytest.mark.parametrize("project", [switch.switch_projection, switch.switch_ffn])
+def test_attention_with_one_expert_is_attention(move, start, draw, project):
+    """One matrix or network for all: the gates are 1."""
+    networks = [start(E=1, D=4, H=6)._replace(w_out=draw(1, 6, 6)) for _ in range(3)]
     x, causal = draw(2, 5, 4), move(np.triu(np.full((5, 5), -np.inf), 1))
-    out = switch.switch_attention(params, x, 10, bias=causal)
-    heads = [(x @ p.w[0]).reshape(2, 5, 2, 3).swapaxes(1, 2) for p in params[:3]]
+    projected = [x @ p.w_in[0] for p in networks]
+    if project is switch.switch_ffn:
+        projected = [ops.relu(y) @ p.w_out[0] for y, p in zip(projected, networks)]
+    else:
+        networks = [switch.SwitchProjectionParams(p.w_router, p.w_in) for p in networks]
+    params = switch.SwitchAttentionParams(*networks, w_out=draw(2, 3, 4))
+    out = switch.switch_attention(params, x, 10, project, causal)
+    heads = [y.reshape(2, 5, 2, 3).swapaxes(1, 2) for y in projected]
     expected = ops.einsum("basw,awd->bsd", ops.attention(*heads, causal), params.w_out)
     close(out.y, expected)
     close(out.aux_loss, 3.0)
