@@ -57,7 +57,7 @@ from minimoe.backend import identity, is_array, namespace
 from minimoe.optim import AdafactorState, adafactor_init, inverse_square_root, linear_warmup
 from minimoe.routing.dispatch import Routing, gather, packed_seats
 from minimoe.routing.experts import expert_feed_forward, ragged_matmul
-from minimoe.routing.topk import slots, top_k
+from minimoe.routing.topk import group, slots, top_k
 
 CERTAIN = 40    # standard deviations: beyond, the normal distribution and its density underflow
 
@@ -101,10 +101,7 @@ def _finite(name, logits):
 
 
 def keep_top_k(logits, k):
-    """-inf for all but the k largest of a row; of equals, the lower index is kept. Eq. (5)
-
-    [T, E] -> [T, E]
-    """
+    """-inf for all but the k largest of a row, by the mask of Eq. (17). Eq. (5) [T, E] -> [T, E]"""
     return ops.where(top_k_mask(logits, k), logits, -math.inf)
 
 
@@ -463,10 +460,10 @@ def hierarchical_operations(width, hidden, n_groups, group_size, k):
 # and of each column. The paper does this for the experts. It leaves open beta2 and epsilon (here
 # Adam's), the correction for a start at 0 (here Adam's), vectors (here a matrix of one row, which
 # is Adam without momentum), stacks of matrices (here each by itself) and a matrix that never had a
-# gradient, of which the mean is 0 (here it stays as it is). Adafactor grew from this.
+# gradient, of which the mean is 0 (here it stays as it is).
 
 def factored_adam(params, gradients, state, *, learning_rate, beta2=0.999, epsilon=1e-8):
-    """Adam with beta1 = 0 and ``factored_second_moment`` for its second: arXiv:1412.6980v9.
+    """Adam (arXiv:1412.6980v9) with beta1 = 0 and ``factored_second_moment`` for its second one.
 
     Trees in and out as in ``minimoe.optim``; the state begins as that of ``adafactor_init``.
     ValueError where trees or shapes do not match or a setting is out of range, TypeError for
@@ -687,13 +684,12 @@ def threshold_davidmrau(noisy, k):
     return ops.where(within, largest[:, k:], largest[:, k - 1:k])
 
 
-def load_hard(routing, gate):
-    """Rows given to each expert, of gates [T, E]: no gradient. -> [E]
+def load_hard(routing, n_experts):
+    """Rows given to each expert; no gradient passes. -> [E] int
 
     T2T, DM and FM count gates above 0, which may miss one that underflowed; this misses none.
     """
-    one_hot = identity(gate.shape[1], like=stop_gradient(gate))
-    return (one_hot[routing.expert] * routing.keep[:, :, None]).sum(axis=(0, 1))
+    return group(routing.expert[routing.keep], n_experts)[1]
 
 
 def cv_squared_tensor2tensor(v, epsilon=1e-10):
@@ -767,7 +763,7 @@ def layer_oracle(case, noisy_top_k=noisy_top_k, cv_squared=cv_squared):
     out = moe(_layer_params(leaves), leaves["x"], case.inputs["epsilon"], case.settings["k"],
               noisy_top_k)
     return {**_gating_outputs(out.gating),
-            "load_hard": load_hard(out.routing, stop_gradient(out.gating.gate)),
+            "load_hard": load_hard(out.routing, out.load.size),
             **_layer_outputs(case, out, leaves, cv_squared)}
 
 

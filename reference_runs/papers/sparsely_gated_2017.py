@@ -116,7 +116,7 @@ def flat_layer(x, epsilon, w_gate, w_noise, w_in, w_out, k, gating=gating):
     counts = [sum(i in row["expert"].tolist() for row in rows) for i in range(E)]
     y = [sum(row["gate"][i] * feed_forward(x[t], w_in[i], w_out[i])
              for i in row["expert"].tolist()) for t, row in enumerate(rows)]
-    return {**out, "load_hard": torch.tensor(counts, dtype=torch.float64),
+    return {**out, "load_hard": torch.tensor(counts),
             "importance": column_sums(out["gate"], E), "load": column_sums(out["p"], E),
             "y": torch.stack(y)}
 

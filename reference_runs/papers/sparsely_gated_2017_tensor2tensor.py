@@ -43,8 +43,8 @@ def outputs(graph, leaves, cotangent, E, k):
     out = {"clean": clean, "std": std, "noisy": noisy, "expert": chosen[:, :k], "gate": gate}
     if k < E:
         out["p"] = expert_utils._prob_in_top_k(clean, noisy, std, top, k)
-    out |= {"load_hard": expert_utils._gates_to_load(gate), "importance": importance,
-            "load": load, "y": y, **losses}
+    out |= {"load_hard": tf.to_int64(expert_utils._gates_to_load(gate)), "load": load,
+            "importance": importance, "y": y, **losses}
     leaves = {"x": leaves["x"], "gate.w_gate": w_gate, "gate.w_noise": w_noise,
               "w_in": leaves["w_in"], "w_out": leaves["w_out"]}
     for name, loss in {"y": tf.reduce_sum(y * cotangent), **losses}.items():
