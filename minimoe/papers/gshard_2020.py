@@ -42,7 +42,8 @@ flaxformer 399ea3a, NLLB the nllb_moe of transformers 4.44.2:
     auxiliary loss     text, fairscale: 1 / E^2 where all is uniform. Mesh, lingvo, praxis, fairseq,
                        DeepSpeed, Tutel: E^2 times as much, released_auxiliary_loss. Mesh, as an
                        option, adds half of second_choice_loss. All choices in f: switch_2021's
-                       all_choices_ and flaxformer_load_balancing_loss. NLLB: nllb_...
+                       all_choices_ and flaxformer_load_balancing_loss. NLLB:
+                       nllb_load_balancing_loss
     its sum            text: one group's; here the mean over groups, and over layers
     its weight k       text: not given; NLLB has 1e-3 of the released loss, fairseq's manual 1e-2
     padding in f, m    text: not said; here in neither. Mesh, lingvo: divided by S all the same,
@@ -531,18 +532,25 @@ def second_choice_loss(gates, expert, epsilon=1e-9):
     return released_auxiliary_loss(others, expert[..., 1:])
 
 
-def nllb_load_balancing_loss(routing, n_experts, n_groups=1):
-    """E sum_e f_e P_e of one layer, in version 4.44 of transformers. -> [G]
+def nllb_load_balancing_loss(routings, n_experts, n_groups=1):
+    """L E sum_e f_e P_e of L layers, in version 4.44 of transformers. L of Routing -> [G]
 
-    P are mean weights after capacity, not gates; and f counts after it too, a token whose first
-    choice is not kept, be it padding, for expert 0. From several layers it makes one loss: E is
-    then the number of all experts, P is the first layer's, and f the mean over layers.
+    P are mean weights after capacity, not gates, and those of the first layer alone, though f is
+    the mean over layers. f counts after capacity too: a token whose first choice is not kept, be it
+    padding, for expert 0.
     """
-    G, E = n_groups, n_experts
-    expert = (routing.expert * routing.keep)[:, :1].reshape(G, -1, 1)  # [G, S, 1]
-    chosen = identity(E, like=stop_gradient(routing.gate))[routing.expert]   # [G*S, 2, E]
-    weights = ops.einsum("tk,tke->te", ops.where(routing.keep, routing.gate, 0.0), chosen)
-    return released_auxiliary_loss(weights.reshape(G, -1, E), expert)
+    G, E, L = n_groups, n_experts, len(routings)
+    first = [(r.expert * r.keep)[:, :1].reshape(G, -1, 1) for r in routings]   # [G, S, 1]
+    f = first_choice_counts(ops.concatenate(first, axis=1), E) / (L * first[0].shape[1])   # [G, E]
+    P = mean_gates(weights_of_experts(routings[0], E).reshape(G, -1, E))   # [G, E]
+    return L * E * (f.astype(P.dtype) * P).sum(axis=-1)
+
+
+def weights_of_experts(routing, n_experts):
+    """The weight of each expert for each token, 0 if it is not kept. Routing [T, K] -> [T, E]"""
+    gate = ops.where(routing.keep, routing.gate, 0.0)                  # [T, K]
+    chosen = identity(n_experts, like=stop_gradient(gate))[routing.expert]   # [T, K, E]
+    return ops.einsum("tk,tke->te", gate, chosen)
 
 
 # -- As others have it: whole gatings ------------------------------------------------------------
@@ -594,13 +602,13 @@ def route_nllb(gates, u, capacity, used=None, order=None, second=second_all):
     _check(gates, used)
     G, _, E = gates.shape
     routing = _dropped_first(gates, top_two(gates), second, u, capacity, used, order)
-    return Gating(routing, nllb_load_balancing_loss(routing, E, G))
+    return Gating(routing, nllb_load_balancing_loss([routing], E, G))
 
 
 def route_nllb_normalized_before(gates, u, capacity, used=None, order=None):
     """The same with normalize_router_prob_before_dropping. -> Gating"""
     routing, _ = algorithm_1(gates, u, capacity, second_all, dispatched_counter, used, order)
-    return Gating(routing, nllb_load_balancing_loss(routing, gates.shape[-1], len(gates)))
+    return Gating(routing, nllb_load_balancing_loss([routing], gates.shape[-1], len(gates)))
 
 
 def route_nllb_random_normalized_before(gates, u, capacity, used=None, order=None):
@@ -613,7 +621,7 @@ def route_nllb_random_normalized_before(gates, u, capacity, used=None, order=Non
     wanted = nllb_second_random(stop_gradient(raw), u)                 # [G, S]
     slot = dispatched_counter(expert, wanted, E, used, order)
     routing = seat(expert, gate, slot, wanted, capacity, used)
-    return Gating(routing, nllb_load_balancing_loss(routing, E, G))
+    return Gating(routing, nllb_load_balancing_loss([routing], E, G))
 
 
 class NllbParams(NamedTuple):
@@ -731,6 +739,7 @@ def all_to_all_elements(n_tokens, width):
 EXPERTS = {"param.w_gate": "D E", "param.w_in": "E D H", "param.w_out": "E H D"}
 LAYER = {"in.x": "G S D", "in.u": "G S", "in.cotangent": "G S D", "set.capacity": "", **EXPERTS}
 GATE = {"in.logits": "S E", "in.gumbel": "S E", "in.cotangent": "S E C", "set.capacity": ""}
+MESH = {"in.x": "G S D", "in.cotangent": "G S E C", "set.capacity": "", "param.w_gate": "D E"}
 NLLB = {"in.x": "T D", "in.cotangent": "T D", "set.capacity": "", "set.scale": "", **EXPERTS,
         "param.b_in": "E H", "param.b_out": "E D"}
 
@@ -791,6 +800,26 @@ def deepspeed_oracle(case):
                             "aux_loss": aux_loss[0]}, leaves)})
 
 
+def mesh_oracle(case, second=second_random_threshold):
+    """The gate alone; and gradients of <weights, cotangent> and of the loss."""
+    leaves = {"x": Tensor(case.inputs["x"]), "w_gate": Tensor(case.params["w_gate"])}
+    gates = gate_probabilities(gate_logits(leaves["x"], leaves["w_gate"]))   # [G, S, E]
+    G, _, E = gates.shape
+    if "threshold" in case.settings:
+        second = partial(second, threshold=case.settings["threshold"])
+    routing, aux_loss = route_mesh(gates, case.inputs.get("u"), case.settings["capacity"],
+                                   case.inputs.get("used"), second=second)
+    weights = combine_weights(routing, G, E, case.settings["capacity"])   # [G, S, E, C]
+    losses = {"weights": (weights * case.inputs["cotangent"]).sum(), "aux_loss": aux_loss.mean()}
+    return tree.map(stop_gradient, {
+        "dispatched": weights != 0, "weights": weights, "aux_loss": losses["aux_loss"],
+        "grad": _gradients(losses, leaves)})
+
+
+def mesh_all_oracle(case):
+    return mesh_oracle(case, second_all)
+
+
 def nllb_oracle(case, route=route_nllb, order=None):
     """The layer of one group, and gradients of <y, cotangent> and of the loss."""
     def ordered_route(gates, u, capacity, used):
@@ -801,12 +830,11 @@ def nllb_oracle(case, route=route_nllb, order=None):
     u, used = (case.inputs[name][None] if name in case.inputs else None for name in ("u", "used"))
     out = moe_layer_nllb(params, leaves["x"][None], u, case.settings["capacity"], ordered_route,
                          used, case.settings["scale"])
-    expert, _, keep, gate = out.routing
-    chosen = identity(len(params.w_in.array), like=stop_gradient(gate))[expert]   # [T, 2, E]
-    weights = ops.einsum("tk,tke->te", ops.where(keep, gate, 0.0), chosen)
+    weights = weights_of_experts(out.routing, len(params.w_in.array))  # [T, E]
+    first = (out.routing.expert * out.routing.keep)[:, 0]              # [T]
     return tree.map(stop_gradient, {
-        "first": (expert * keep)[:, 0], "dispatched": weights != 0, "weights": weights,
-        "y": out.y[0], "aux_loss": out.aux_loss,
+        "first": first, "dispatched": weights != 0, "weights": weights, "y": out.y[0],
+        "aux_loss": out.aux_loss,
         "grad": _gradients({"y": (out.y[0] * case.inputs["cotangent"]).sum(),
                             "aux_loss": out.aux_loss}, leaves)})
 
@@ -825,6 +853,18 @@ def nllb_normalized_before_oracle(case):
 
 def nllb_random_normalized_before_oracle(case):
     return nllb_oracle(case, route_nllb_random_normalized_before)
+
+
+def nllb_loss_oracle(case):
+    """The one loss of several layers, and its gradients by their gates."""
+    w_gate, x = Tensor(case.params["w_gate"]), case.inputs["x"]
+    routings = []
+    for layer in range(len(x)):
+        gates = gate_probabilities(gate_logits(x[layer], w_gate[layer]))   # [T, E]
+        routings.append(route_nllb(gates[None], None, case.settings["capacity"]).routing)
+    loss = nllb_load_balancing_loss(routings, w_gate.shape[-1])[0]
+    return {"first": ops.stack([(r.expert * r.keep)[:, 0] for r in routings]),
+            "aux_loss": stop_gradient(loss), "grad": {"w_gate": grad(loss, w_gate)}}
 
 
 def _transformer_shapes():
@@ -859,7 +899,13 @@ ORACLES = {
     "fairscale": ({"in.x": "S D", "in.gumbel": "S E", "in.cotangent": "S D", **EXPERTS},
                   fairscale_oracle),
     "deepspeed": (GATE, deepspeed_oracle),
+    "mesh": ({**MESH, "in.u": "G S", "set.threshold": ""}, mesh_oracle),
+    "mesh_padded": ({**MESH, "in.u": "G S", "set.threshold": "", "in.used": "bool G S"},
+                    mesh_oracle),
+    "mesh_all": (MESH, mesh_all_oracle),
     "nllb": (NLLB, nllb_oracle),
+    "nllb_loss": ({"in.x": "L T D", "set.capacity": "", "param.w_gate": "L D E"},
+                  nllb_loss_oracle),
     "nllb_padded": ({**NLLB, "in.used": "bool T"}, nllb_oracle),
     "nllb_prioritized": (NLLB, nllb_prioritized_oracle),
     "nllb_random": ({**NLLB, "in.u": "T"}, nllb_random_oracle),

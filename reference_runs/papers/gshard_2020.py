@@ -7,8 +7,9 @@ each expert; an expert is applied to one token at a time. The Transformer around
 torch.nn.functional's operators. Gradients are torch.autograd's.
 
 Third parties are run unmodified, but for two things. Their draws are given: fairscale's and
-DeepSpeed's Gumbel samples by the table in which they keep their sampler, transformers' uniform ones
-by torch.rand_like. And where fairscale and DeepSpeed ask for float32, they get float64.
+DeepSpeed's Gumbel samples by the table in which they keep their sampler, the uniform ones of
+transformers and mixture-of-experts by torch.rand_like and Tensor.uniform_. And where they ask for
+float32, they get float64.
 """
 import math
 import tempfile
@@ -271,6 +272,44 @@ def record_deepspeed(case, seed, S, E, capacity_factor, min_capacity):
          **{"in": {"logits": logits, "gumbel": gumbel, "cotangent": cotangent}})
 
 
+# -- Mesh TensorFlow's gating, as mixture-of-experts has it in PyTorch ---------------------------
+
+def record_mesh(kind, case, seed, G, S, D, E, policy, threshold=None, padded=False, **settings):
+    """Top2Gating in training: the gate alone. The capacity is that of a factor, at least 4.
+
+    Its policy "threshold" lacks an axis and fails, unless S is E or 1.
+    """
+    from mixture_of_experts.mixture_of_experts import Top2Gating
+
+    draw = Draw(seed)
+    x, u, w_gate, used = (draw.normal(G, S, D), draw.uniform(G, S), draw.normal(D, E),
+                          draw.present(G, S))
+    for leaf in (x, w_gate):
+        leaf.requires_grad_()
+    gate = Top2Gating(D, E, second_policy_train=policy, second_threshold_train=threshold,
+                      **settings).train()
+    del gate.w_gating
+    gate.w_gating = w_gate
+    with mock.patch.object(torch.Tensor, "uniform_", lambda zeros, low, high: u), \
+            mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
+        dispatched, weights, aux_loss = gate(x, used.double() if padded else None)
+    cotangent = draw.normal(*weights.shape)
+    inputs = {"x": x, **({"u": u} if policy == "random" else {}), "cotangent": cotangent,
+              **({"used": used} if padded else {})}
+    save(f"gshard_2020/{kind}/{case}", seed=seed,
+         packages=("torch", "numpy", "mixture-of-experts"),
+         source=third_party("lucidrains/mixture-of-experts", version("mixture-of-experts"),
+                            "mixture_of_experts.mixture_of_experts: Top2Gating",
+                            second_policy_train=policy, dtype="float64 for float32"),
+         set={"capacity": weights.shape[-1],
+              **({} if threshold is None else {"threshold": threshold})},
+         param={"w_gate": w_gate}, out={
+             "dispatched": dispatched != 0, "weights": weights, "aux_loss": aux_loss,
+             **gradients({"weights": (weights * cotangent).sum(), "aux_loss": aux_loss},
+                         {"x": x, "w_gate": w_gate})},
+         **{"in": inputs})
+
+
 # -- transformers --------------------------------------------------------------------------------
 
 def record_nllb(kind, case, seed, T, D, H, E, capacity=None, evaluate=False, padded=False,
@@ -326,6 +365,36 @@ def record_nllb(kind, case, seed, T, D, H, E, capacity=None, evaluate=False, pad
              **gradients({"y": (y * cotangent).sum(), "aux_loss": aux_loss},
                          {"x": x, **params})},
          **{"in": inputs})
+
+
+def record_nllb_loss(case, seed, L, T, D, E, capacity):
+    """The loss of several layers, as NllbMoeForConditionalGeneration makes it.
+
+    Means over layers are float32 there: exact for a power of two.
+    """
+    from transformers import NllbMoeConfig
+    from transformers.models.nllb_moe import modeling_nllb_moe as nllb
+
+    draw = Draw(seed)
+    x, w_gate = draw.normal(L, T, D), draw.normal(L, D, E).requires_grad_()
+    outputs = []
+    for layer in range(L):
+        router = nllb.NllbMoeTop2Router(NllbMoeConfig(
+            d_model=D, num_experts=E, expert_capacity=capacity)).train()
+        router.dtype = torch.float64
+        del router.classifier.weight
+        router.classifier.weight = w_gate[layer].T
+        top_1_mask, weights = router(x[layer][None])
+        outputs.append((weights, top_1_mask.argmax(dim=-1)))
+    joined = nllb.NllbMoeForConditionalGeneration._unpack_router_logits(None, outputs)
+    aux_loss = nllb.load_balancing_loss_func(*joined)
+    save(f"gshard_2020/nllb_loss/{case}", seed=seed, packages=("torch", "numpy", "transformers"),
+         source=third_party("huggingface/transformers", version("transformers"),
+                            "NllbMoeTop2Router, _unpack_router_logits, load_balancing_loss_func"),
+         set={"capacity": capacity}, param={"w_gate": w_gate}, out={
+             "first": torch.stack([first for _, first in outputs]), "aux_loss": aux_loss,
+             "grad.w_gate": torch.autograd.grad(aux_loss, w_gate)[0]},
+         **{"in": {"x": x}})
 
 
 # -- The Transformer -----------------------------------------------------------------------------
@@ -485,6 +554,19 @@ if __name__ == "__main__":
                 normalize_router_prob_before_dropping=True, **small)
     record_nllb("nllb_random_normalized_before", "random", seed=25, T=12, E=4, capacity=3,
                 second_expert_policy="random", normalize_router_prob_before_dropping=True, **small)
+
+    record_nllb_loss("two_layers", seed=28, L=2, T=12, D=4, E=4, capacity=3)
+    record_nllb_loss("four_layers", seed=34, L=4, T=10, D=4, E=3, capacity=5)
+
+    gate = {"D": 4, "E": 4}
+    record_mesh("mesh", "roomy", seed=29, G=1, S=8, policy="random", threshold=0.2,
+                capacity_factor_train=4.0, **gate)
+    record_mesh("mesh", "overflowing", seed=30, G=2, S=16, policy="random", threshold=0.5, **gate)
+    record_mesh("mesh_padded", "padded", seed=31, G=2, S=14, policy="random", threshold=0.5,
+                padded=True, **gate)
+    record_mesh("mesh_all", "overflowing", seed=32, G=2, S=12, policy="all", **gate)
+    record_mesh("mesh_all", "roomy", seed=33, G=1, S=10, policy="all", capacity_factor_train=2.0,
+                **gate)
 
     model = {"D": 4, "A": 2, "W": 3, "H": 5, "V": 6}
     record_transformer("one_group", seed=26, B=2, S=5, R=4, E=3, n_groups=1, **model)
