@@ -393,10 +393,11 @@ def route_no_token_left_behind(probs, capacity, n_stages=None, n_groups=1, used=
     [T, E] -> Routing [T, 1]
     """
     E = probs.shape[-1]
-    routing = _first_come(probs, top_k(probs, 1), capacity, n_groups, used)
-    expert, slot, keep, _ = routing                                    # [T, 1]
+    choices = top_k(probs, E if n_stages is None else n_stages)        # [T, stages]
+    expert, slot, keep, _ = _first_come(probs, choices[:, :1], capacity, n_groups, used)   # [T, 1]
     waiting = ~keep if used is None else ~keep & used[:, None]
-    for wanted in _columns(top_k(probs, E if n_stages is None else n_stages))[1:]:
+    for stage in range(1, choices.shape[1]):
+        wanted = choices[:, stage:stage + 1]                           # [T, 1]
         seated = counts_in_groups(expert, E, n_groups, keep).reshape(-1)   # [G*E]
         place = (seated[queues(wanted, E, n_groups)]
                  + slots_in_groups(wanted, E, n_groups, waiting))      # [T, 1]
@@ -404,11 +405,6 @@ def route_no_token_left_behind(probs, capacity, n_stages=None, n_groups=1, used=
         expert, slot = ops.where(taken, wanted, expert), ops.where(taken, place, slot)
         keep, waiting = keep | taken, waiting & ~taken
     return Routing(expert, slot, keep, ops.take_along_axis(probs, expert, axis=-1))
-
-
-def _columns(choices):
-    """[T, K] -> K of [T, 1]"""
-    return [choices[:, k:k + 1] for k in range(choices.shape[1])]
 
 
 # -- Exploration, Appendix C ---------------------------------------------------------------------
@@ -1077,16 +1073,19 @@ def pseudocode_oracle(case):
 
 
 def selective_precision_oracle(case):
-    """Probabilities and choices for each place of the up-cast; the experts in bfloat16."""
-    x, w_router = case.inputs["x"], case.params["w_router"]
+    """Probabilities and choices for each place of the up-cast; the experts in bfloat16.
+
+    All in float32, which holds a bfloat16, also of a run that was moved to float64 to be compared.
+    """
+    x, w_router, w_in, w_out = (a.astype("float32") for a in (
+        case.inputs["x"], *(case.params[name] for name in SwitchParams._fields)))
     probs = {"cast_input": router_probs_cast_input(x, w_router),
              "cast_logits": router_probs_cast_logits(x, w_router),
              "cast_probs": router_probs_cast_probs(x, w_router),
              "transformers": router_probs_transformers(x, w_router)}
     routing = route(probs["cast_input"], case.settings["capacity"])
     return {"probs": probs, "expert": {name: top_k(p, 1) for name, p in probs.items()},
-            "y": expert_feed_forward_bfloat16(x, routing, case.params["w_in"],
-                                              case.params["w_out"])}
+            "y": expert_feed_forward_bfloat16(x, routing, w_in, w_out)}
 
 
 def attention_oracle(case):
