@@ -18,6 +18,12 @@ from transformers.models.switch_transformers import modeling_switch_transformers
 from reference_runs.recorder import save, start
 
 PAPER = "arXiv:2101.03961v3"
+TRANSFORMERS = {"kind": "third-party", "repository": "https://github.com/huggingface/transformers",
+                "commit": "v4.44.2",
+                "entry": "SwitchTransformersSparseMLP, SwitchTransformersTop1Router, "
+                         "load_balancing_loss_func, router_z_loss_func"}
+DEEPSPEED = {"kind": "third-party", "repository": "https://github.com/deepspeedai/DeepSpeed",
+             "commit": "v0.19.8"}
 
 
 # -- What all cases share ------------------------------------------------------------------------
@@ -416,9 +422,7 @@ def transformers(case, seed, B=2, S=4, D=4, E=4, H=5, L=1, capacity=4, shape=Non
     aux_loss = hugging_face.load_balancing_loss_func(nn.Softmax(dim=-1)(logits), expert)
     losses = {"y": (y * cotangent).sum(), "aux_loss": aux_loss, "z_loss": z_loss}
     save(f"switch_2021/transformers/{case}", seed=seed, packages=("torch", "numpy", "transformers"),
-         source={"kind": "third-party", "package": "transformers",
-                 "of": "SwitchTransformersSparseMLP, SwitchTransformersTop1Router, "
-                       "load_balancing_loss_func, router_z_loss_func"},
+         source=TRANSFORMERS,
          **{"in": {"x": x, "cotangent": cotangent}}, param=params, set={"capacity": capacity},
          out={**out, "aux_loss": aux_loss, "z_loss": z_loss, **gradients(losses, leaves)})
 
@@ -456,22 +460,22 @@ def deepspeed(case, seed, T=16, E=4, capacity_factor=1.0, at_least=2, padding=()
         losses = {"gate": (gate[0] * cotangent).sum(), "aux_loss": aux_loss}
         out.update({f"{name}.{key}": g for key, g in gradients(losses, leaves).items()})
     save(f"switch_2021/deepspeed/{case}", seed=seed, packages=("torch", "numpy", "deepspeed"),
-         source={"kind": "third-party", "package": "deepspeed", "of": "moe.sharded_moe.top1gating"},
+         source={**DEEPSPEED, "entry": "deepspeed.moe.sharded_moe.top1gating"},
          **{"in": {"logits": logits, "u": u, "gumbel": gumbel, "used": used,
                    "cotangent": cotangent}},
          set={"capacity_factor": capacity_factor, "at_least": at_least}, out=out)
 
 
-def capacity_deepspeed(case, seed):
+def capacity_deepspeed(case):
     """Among others, sizes where float32 rounds 1.2 * 25 up to 31, and float64 1.1 * 50 to 56."""
     sizes = [(100, 5, 1.15, 8), (1024, 8, 1.25, 8), (64, 64, 1.0, 4), (100, 7, 1.0, 4),
              (10, 3, 0.3, 0), (7, 2, 2.0, 0), (100, 4, 1.2, 8), (100, 2, 1.1, 8), (100, 6, 0.9, 8)]
     capacity = [int(sharded_moe._capacity(torch.zeros(T, E), *map(torch.tensor, (factor, least))))
                 for T, E, factor, least in sizes]
     names = ("n_tokens", "n_experts", "capacity_factor", "at_least")
-    save(f"switch_2021/capacity_deepspeed/{case}", seed=seed,
+    save(f"switch_2021/capacity_deepspeed/{case}", seed=None,
          packages=("torch", "numpy", "deepspeed"),
-         source={"kind": "third-party", "package": "deepspeed", "of": "moe.sharded_moe._capacity"},
+         source={**DEEPSPEED, "entry": "deepspeed.moe.sharded_moe._capacity"},
          set=dict(zip(names, zip(*sizes))), out={"capacity": torch.tensor(capacity)})
 
 
@@ -522,4 +526,4 @@ if __name__ == "__main__":
     deepspeed("roomy", seed=100, capacity_factor=4.0)
     deepspeed("overflowing", seed=101, T=32, at_least=0, scale=2.0)
     deepspeed("padding", seed=102, padding=(0, 3, 4, 9, 15))
-    capacity_deepspeed("sizes", seed=0)
+    capacity_deepspeed("sizes")
