@@ -34,7 +34,7 @@ flaxformer 399ea3a, NLLB the nllb_moe of transformers 4.44.2:
     who takes a        text: every decision. Mesh, lingvo, praxis, fairseq, NLLB:
     number             dispatched_counter; where each e_2 is dispatched, it is the same
     order in a pass    text: of tokens. flaxformer's encoder; Tutel, fairseq, NLLB, as an option:
-                       highest_gate_first. token_major_counter is nobody's
+                       highest_gate_first, route_batch_prioritized. token_major_counter: nobody
     weights            text: g_i / (g_1 + g_2) before any is dropped; Mesh, lingvo, praxis add 1e-9:
                        pair_normalized_mesh. fairscale, DeepSpeed, fairseq, NLLB; lingvo and praxis,
                        as an option: normalized_after, where one alone is 1 and teaches the gate
@@ -47,7 +47,7 @@ flaxformer 399ea3a, NLLB the nllb_moe of transformers 4.44.2:
     its sum            text: one group's; here the mean over groups, and over layers
     its weight k       text: not given; NLLB has 1e-3 of the released loss, fairseq's manual 1e-2
     padding in f, m    text: not said; here in neither. Mesh, lingvo: divided by S all the same,
-                       auxiliary_loss_legacy_padding; fairseq: part of m, auxiliary_loss_fairseq
+                       legacy_padding_auxiliary_loss; fairseq: part of m, fairseq_auxiliary_loss
     capacity           text: 2 S / E, a whole number. fairscale: E must divide S. lingvo, praxis:
                        expert_capacity_lingvo, _praxis; NLLB, fairseq in evaluation: _evaluation.
                        Mesh, fairseq, DeepSpeed, Tutel, flaxformer: switch_2021's of these names for
@@ -62,7 +62,8 @@ flaxformer 399ea3a, NLLB the nllb_moe of transformers 4.44.2:
                        ``nn.t5_init``
     NLLB's layer       moe_layer_nllb: its experts have biases; in evaluation it scales what they
                        make by 0.8, though dropout in training has scaled it up; and the capacity
-                       of evaluation stays, should training go on
+                       of evaluation stays, should training go on. A z-loss has a weight, but is
+                       added nowhere; without a ``padding_mask`` of None or an array, it fails
     parallelism        Section 3: see the comments in ``algorithm_2``; not built
 """
 import math
@@ -71,7 +72,7 @@ from typing import NamedTuple
 
 from minimoe import nn, ops, tree
 from minimoe.autodiff.tensor import Tensor, grad, stop_gradient
-from minimoe.backend import identity, namespace
+from minimoe.backend import identity, is_array, namespace
 from minimoe.routing.dispatch import Routing, gather, gather_back, packed_seats, seating
 from minimoe.routing.experts import expert_feed_forward, ragged_matmul
 from minimoe.routing.topk import counts_in_groups, slots_in_groups, top_k
@@ -182,9 +183,10 @@ def algorithm_1(gates, u, capacity, second=second_random, counter=decision_count
 
     ``u`` is the draw of line 17. ``second`` says which second choices are to be dispatched if there
     is room, ``counter`` who takes a number. Padding, False in ``used``, takes no slot. ValueError
-    for gates that are not [G, S, E] with 2 experts or more, or hold NaN or a negative number.
+    for gates that are not [G, S, E] with 2 experts or more, or hold NaN or a negative number, and
+    where ``u`` or ``used`` is not [G, S].
     """
-    _check(gates, used)
+    _check(gates, u, used)
     expert = top_two(gates)                                            # [G, S, 2]  lines 5, 15
     gate = pair_normalized(gates_of(gates, expert))                    # [G, S, 2]  lines 6, 16
     wanted = second(stop_gradient(gate), u)                            # [G, S]     lines 17, 19
@@ -193,12 +195,14 @@ def algorithm_1(gates, u, capacity, second=second_random, counter=decision_count
     return Gating(routing, auxiliary_loss(gates, expert, used))        # lines 3, 13
 
 
-def _check(gates, used):
+def _check(gates, u, used):
     if gates.ndim != 3 or gates.shape[0] < 1 or gates.shape[-1] < 2:
         raise ValueError(f"algorithm_1: needs gates of shape [G, S, E] with a group or more and "
                          f"2 experts or more; got {gates.shape}")
-    if used is not None and used.shape != gates.shape[:2]:
-        raise ValueError(f"algorithm_1: used must have shape {gates.shape[:2]}; got {used.shape}")
+    for name, a in [("u", u), ("used", used)]:
+        if is_array(a) and a.shape != gates.shape[:2]:
+            raise ValueError(f"algorithm_1: {name} must have shape {gates.shape[:2]}; "
+                             f"got {a.shape}")
     if not (stop_gradient(gates) >= 0).all():
         raise ValueError("algorithm_1: gates must be probabilities; got NaN or a negative one")
 
@@ -492,7 +496,7 @@ def highest_gate_first(gates):
 # -- As others have it: weights and losses -------------------------------------------------------
 
 def pair_normalized_mesh(gate, epsilon=1e-9):
-    """``pair_normalized`` with 1e-9 added to the sum. [G, S, 2] -> [G, S, 2]"""
+    """``pair_normalized``, 1e-9 added to the sum. [G, S, 2] -> [G, S, 2]"""
     return gate / (gate.sum(axis=-1, keepdims=True) + epsilon)
 
 
@@ -508,13 +512,13 @@ def released_auxiliary_loss(gates, expert, used=None):
     return gates.shape[-1] ** 2 * auxiliary_loss(gates, expert, used)
 
 
-def auxiliary_loss_legacy_padding(gates, expert, used=None):
+def legacy_padding_auxiliary_loss(gates, expert, used=None):
     """Padding is in neither count nor sum of gates, but both are divided by S. -> [G]"""
     share = 1 if used is None else used.mean(axis=1).astype(gates.dtype)   # [G]
     return share ** 2 * auxiliary_loss(gates, expert, used)
 
 
-def auxiliary_loss_fairseq(gates, expert, used=None):
+def fairseq_auxiliary_loss(gates, expert, used=None):
     """Padding is no first choice, but its gates are in m. Without fairseq's E^2. -> [G]"""
     f = first_choice_counts(expert, gates.shape[-1], used) / max(gates.shape[1], 1)   # [G, E]
     return (f.astype(gates.dtype) * mean_gates(gates)).mean(axis=-1)
@@ -558,18 +562,23 @@ def weights_of_experts(routing, n_experts):
 
 def route_mesh(gates, u, capacity, used=None, order=None, second=second_random_threshold):
     """Mesh TensorFlow's. With ``second_all``, as lingvo and praxis have it at first. -> Gating"""
-    _check(gates, used)
+    _check(gates, u, used)
     expert = top_two(gates)                                            # [G, S, 2]
     gate = pair_normalized_mesh(gates_of(gates, expert))               # [G, S, 2]
     wanted = second(stop_gradient(gate), u)                            # [G, S]
     slot = dispatched_counter(expert, wanted, gates.shape[-1], used, order)
-    loss = gates.shape[-1] ** 2 * auxiliary_loss_legacy_padding(gates, expert, used)
+    loss = gates.shape[-1] ** 2 * legacy_padding_auxiliary_loss(gates, expert, used)
     return Gating(seat(expert, gate, slot, wanted, capacity, used), loss)
+
+
+def route_batch_prioritized(gates, u, capacity, used=None):
+    """The paper's, but tokens decide in the order of their largest gates. -> Gating"""
+    return algorithm_1(gates, u, capacity, used=used, order=highest_gate_first(gates))
 
 
 def route_fairscale(gates, gumbel, capacity, used=None, order=None):
     """A sampled second, weights normalised after dropping. -> Gating"""
-    _check(gates, used)
+    _check(gates, None, used)
     expert = sampled_second(gates, gumbel)                             # [G, S, 2]
     return Gating(_dropped_first(gates, expert, second_all, None, capacity, used, order),
                   auxiliary_loss(gates, expert, used))
@@ -599,7 +608,7 @@ def route_nllb(gates, u, capacity, used=None, order=None, second=second_all):
 
     ``second`` sees raw gates: its policy ``random`` is ``nllb_second_random``.
     """
-    _check(gates, used)
+    _check(gates, u, used)
     G, _, E = gates.shape
     routing = _dropped_first(gates, top_two(gates), second, u, capacity, used, order)
     return Gating(routing, nllb_load_balancing_loss([routing], E, G))
@@ -613,7 +622,7 @@ def route_nllb_normalized_before(gates, u, capacity, used=None, order=None):
 
 def route_nllb_random_normalized_before(gates, u, capacity, used=None, order=None):
     """With policy ``random`` too: the second weight is left raw, the first is not. -> Gating"""
-    _check(gates, used)
+    _check(gates, u, used)
     G, _, E = gates.shape
     expert = top_two(gates)                                            # [G, S, 2]
     raw = gates_of(gates, expert)                                      # [G, S, 2]
@@ -666,8 +675,8 @@ def _adopted(capacity, configured):
     return configured if capacity <= configured else -(-capacity // 4) * 4
 
 
-def expert_capacity_evaluation(n_tokens, n_experts=None, fraction=1.0):
-    """A share of all tokens, rounded up: transformers' for NLLB; fairseq's has a quarter."""
+def expert_capacity_evaluation(n_tokens, n_experts, fraction=1.0):
+    """A share of all tokens, rounded up, for any number of experts: NLLB's; fairseq has 0.25."""
     return math.ceil(fraction * n_tokens)
 
 
@@ -686,7 +695,7 @@ def n_groups_mesh(n_tokens, group_size, multiple_of=1):
     return n
 
 
-# -- The arithmetic of Tables 1 to 3, and of the cost model, Section 2.3 -------------------------
+# -- The arithmetic of Tables 1 to 3, and of the cost model --------------------------------------
 # Misprints: 36684 and 12228 experts in all, for 36864 and 12288; 1.4 days for the 12 layers of 2048
 # experts, which at 2.15 steps per second, as at 7.5 core-years, are 1.3.
 

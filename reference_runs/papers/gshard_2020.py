@@ -20,6 +20,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 
+from reference_runs.engine.nn import t5_bucket
 from reference_runs.recorder import save, start
 
 PAPER = {"kind": "transcription", "of": "arXiv:2006.16668v1, Algorithm 1 and Eqs. (1)-(3)"}
@@ -399,22 +400,6 @@ def record_nllb_loss(case, seed, L, T, D, E, capacity):
 
 # -- The Transformer -----------------------------------------------------------------------------
 
-def bucket(offset, n_buckets, both_ways):
-    """T5's, for a key so far after its query."""
-    start = 0
-    if both_ways:
-        n_buckets //= 2
-        start = n_buckets if offset > 0 else 0
-        distance = abs(offset)
-    else:
-        distance = max(-offset, 0)
-    exact = n_buckets // 2
-    if distance < exact:
-        return start + distance
-    beyond = math.log(distance / exact) / math.log(128 / exact) * (n_buckets - exact)
-    return start + min(exact + int(beyond), n_buckets - 1)
-
-
 def attention(p, name, x, memory, bias):
     """One head after the other; p holds parameters by name."""
     y = 0
@@ -431,7 +416,7 @@ def stack(p, name, embedding, words, u, used, n_groups, memory=None, memory_used
     B, S = words.shape
     table = p[f"{name}.position_table"]
     causal = memory is not None
-    bias = torch.stack([torch.stack([table[bucket(r - s, len(table), not causal)]
+    bias = torch.stack([torch.stack([table[t5_bucket(r - s, len(table), 128, not causal)]
                                      for r in range(S)]) for s in range(S)])       # [S, S, A]
     bias = bias.permute(2, 0, 1).expand(B, -1, -1, -1)
     hidden = ~used[:, None, None, :].expand(B, 1, S, S)

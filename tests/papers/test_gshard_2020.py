@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimoe import ops, tree
+from minimoe import nn, ops, tree
 from minimoe.autodiff.check import check_vjp
 from minimoe.autodiff.tensor import Tensor, grad
 from minimoe.backend import to_numpy
@@ -110,6 +110,7 @@ def test_orders_by_hand(golden, move):
     slot = paper.algorithm_1(gates, u, capacity, order=order).routing.slot
     # expert 0, first: tokens 3 1 0 4 2, then 5; expert 1: token 5, then 3 1 0 2; expert 2: token 4
     assert listed(slot) == [[2, 3], [1, 2], [4, 4], [0, 1], [3, 0], [0, 5]]
+    assert listed(paper.route_batch_prioritized(gates, u, capacity).routing.slot) == listed(slot)
     expert = paper.top_two(gates)
     backwards = move(np.arange(5, -1, -1))
     places = paper.token_major_counter(expert, u >= 0, 3, order=backwards)
@@ -128,10 +129,10 @@ def test_padding_takes_no_slot_and_has_no_part_in_the_loss(golden, move):
     # f = (1, 0, 0), m_0 = (.6 + .5 + .8 + .55) / 4 = 2.45 / 4
     close(aux_loss, [2.45 / 4 / 3])
     expert = paper.top_two(gates)
-    close(paper.auxiliary_loss_legacy_padding(gates, expert, used), [4 / 6 * 2.45 / 6 / 3])
-    close(paper.auxiliary_loss_fairseq(gates, expert, used), [4 / 6 * 3.35 / 6 / 3])
+    close(paper.legacy_padding_auxiliary_loss(gates, expert, used), [4 / 6 * 2.45 / 6 / 3])
+    close(paper.fairseq_auxiliary_loss(gates, expert, used), [4 / 6 * 3.35 / 6 / 3])
     close(paper.auxiliary_loss(gates, expert, used & False), [0.0])
-    for loss in (paper.auxiliary_loss_legacy_padding, paper.auxiliary_loss_fairseq):
+    for loss in (paper.legacy_padding_auxiliary_loss, paper.fairseq_auxiliary_loss):
         close(loss(gates, expert), paper.auxiliary_loss(gates, expert))
 
 
@@ -719,6 +720,17 @@ def test_gradients_of_the_transformer(model, rng):
               w_in, rng=rng)
 
 
+def test_dropout_of_the_transformer(model, rng, move):
+    params, source, target, draws = model()
+    keep = [move(nn.t5_keep(rng, stack, words.shape, 0.3, n_read=5))
+            for stack, words in zip(params[2:4], (source, target))]
+    run = partial(paper.transformer, params, source, target, draws)
+    some, all_, none = (run(keep=tree.map(f, keep), rate=0.3) for f in (
+        lambda k: k, lambda k: k | True, lambda k: k & False))
+    assert abs(to_numpy(some.logits - all_.logits)).max() > 0.1 and not to_numpy(none.logits).any()
+    close(run(keep=tree.map(lambda k: k | True, keep), rate=0.0).logits, run().logits, 1e-12)
+
+
 @pytest.mark.numpy_only("draws are made in NumPy")
 def test_starts(rng):
     params = paper.init(rng, 50, 30, 40)
@@ -743,6 +755,8 @@ def test_gates_that_are_none_are_refused(move):
     gates = move(np.full((2, 3, 2), 0.5))
     with pytest.raises(ValueError, match=r"used must have shape \(2, 3\); got \(6,\)"):
         paper.algorithm_1(gates, u, 2, used=(u == 0).reshape(6))
+    with pytest.raises(ValueError, match=r"u must have shape \(2, 3\); got \(3,\)"):
+        paper.algorithm_1(gates, u[0], 2)
     with pytest.raises(ValueError, match="capacity must be 0 or more; got -1"):
         paper.algorithm_1(gates, u, -1)
 
