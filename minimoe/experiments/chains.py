@@ -115,12 +115,14 @@ def train(settings, seed, layer, recipe, evaluated=None):
 
     Runs of one seed have chains, tokens and draws in common, and embeddings. -> Trained
     """
-    world, start, data, luck, test = np.random.default_rng([settings.seed, seed]).spawn(5)
+    world, start, data, luck, test, test_luck = np.random.default_rng(
+        [settings.seed, seed]).spawn(6)
     tables = chains(world, LANGUAGES, SYMBOLS)
     params = _float32(settings, chain_init(start, layer, recipe.n_blocks, recipe.offset,
                                            recipe.scale))
     evaluated = evaluated or layer
-    held_out = [(tokens(test, tables, BATCH), _draws(settings, evaluated, test, recipe.n_blocks))
+    held_out = [(tokens(test, tables, BATCH),
+                 _draws(settings, evaluated, test_luck, recipe.n_blocks))
                 for _ in range(recipe.held_out)]
     state, steps, curve = adam_init(params), [], []
     for step in range(recipe.steps + 1):
@@ -158,6 +160,17 @@ def steps_to(trained, excess):
     """After how many steps a run was first seen at an excess or below it; NaN if never."""
     there = trained.curve <= excess
     return float(trained.steps[there.argmax()]) if there.any() else np.nan
+
+
+def first_choices(trained, n_experts, block=0):
+    """Of all tokens held out, the share whose first choice each expert of a block is. [E]"""
+    expert = np.concatenate([outputs[block].routing.expert[:, 0] for outputs in trained.outputs])
+    return np.bincount(expert, minlength=n_experts) / expert.size
+
+
+def starved(shares):
+    """How many experts, of all, have less than a tenth of a fair share. [..., E] -> [...]"""
+    return (shares < 0.1 / shares.shape[-1]).mean(axis=-1)
 
 
 def _draws(settings, layer, rng, n_blocks):

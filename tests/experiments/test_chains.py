@@ -6,6 +6,7 @@ from minimoe.data.markov_chains import tokens
 from minimoe.experiments import chains
 from minimoe.experiments.chains import LayerOutput, Recipe, Trained, dense_layer, train
 from minimoe.experiments.harness import Settings
+from minimoe.routing.dispatch import Routing
 
 SHORT = Recipe(steps=20, watch=5, held_out=2)
 
@@ -68,3 +69,14 @@ def test_steps_to_an_excess():
     run = Trained(None, 0.2, [], np.array([0, 10, 20]), np.array([0.9, 0.5, 0.3]))
     assert chains.steps_to(run, 0.5) == 10
     assert np.isnan(chains.steps_to(run, 0.2))
+
+
+def test_shares_of_first_choices_and_who_starves():
+    # 10 tokens over two batches: expert 0 has 7 first choices, 1 has 3, 2 none
+    firsts = [[0, 0, 0, 1, 1], [0, 0, 0, 0, 1]]
+    outputs = [[LayerOutput(None, 0.0, Routing(np.array([[e, 2] for e in first]), *[None] * 3))]
+               for first in firsts]
+    shares = chains.first_choices(Trained(None, 0.0, outputs, None, None), 3)
+    assert shares == pytest.approx([0.7, 0.3, 0])
+    assert chains.starved(shares) == pytest.approx(1 / 3)
+    assert chains.starved(np.array([0.034, 0.033, 0.933])) == pytest.approx(1 / 3)
