@@ -17,7 +17,8 @@ Simple and Efficient Sparsity", JMLR 23(120):1-39, 2022. arXiv:2101.03961v3.
 
 A layer is three steps, and each of them has alternatives that go with the others': probabilities
 (``router_probs``), a Routing (``route``, ``route_...``), and the experts' outputs
-(``routing.experts.expert_feed_forward``, ``expert_...``). ``switch_ffn`` takes the paper's.
+(``routing.experts.expert_feed_forward``, ``expert_...``). ``switch_ffn`` takes the paper's, and
+``switch_transformer`` is T5 made with them. ``from_transformers`` takes Hugging Face's weights.
 
 Where text, pseudo-code (Appendix F), released code (Mesh TensorFlow da90793, mesh below; flaxformer
 399ea3a) and the code of others part, the text is the default:
