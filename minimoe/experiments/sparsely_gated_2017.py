@@ -80,8 +80,8 @@ def plan(quick):
     parts = {
         "text": (2, {w: text._replace(w=w) for w in TABLE_6}),
         "longer": (1, {w: topic._replace(w=w, steps=1200) for w in (BOTH, STRONG)}),
-        "capacity": (3, {name: slow._replace(n_experts=n_experts, k=k, hidden=hidden, centre=0.0)
-                         for name, (n_experts, k, hidden) in MODELS.items()}),
+        "capacity": (3, {model: slow._replace(n_experts=n_experts, k=k, hidden=hidden, centre=0.0)
+                         for model, (n_experts, k, hidden) in MODELS.items()}),
         "centre": (1, {(centre, *w): slow._replace(w=w, centre=centre)
                        for centre in (0.0, 2.0) for w in (NEITHER, BOTH)}),
         "table_6": (3, {w: topic._replace(w=w) for w in TABLE_6}),
