@@ -1,0 +1,582 @@
+"""Products of experts: densities multiplied and renormalised, so that every expert has a veto.
+
+G. E. Hinton, "Products of Experts", Proceedings of the Ninth International Conference on Artificial
+Neural Networks (ICANN) 1:1-6, 1999; how to train them is in G. E. Hinton, "Training Products of
+Experts by Minimizing Contrastive Divergence", Neural Computation 14(8):1771-1800, 2002, whose
+numbers of equations and sections are used here (unconfirmed).
+
+    here            paper        meaning
+    D, H            --           visible units, hidden units of a restricted Boltzmann machine (RBM)
+    M, C            n, --        experts, states that a datum can have
+    N, R            --           data, chains
+    log_p           p_m(d)       [M, C], of each expert the log probability of each state
+    w, a, b         w_ij, --     weights and biases; the paper's biases are units that are always on
+    free_energy     --           F(v): an RBM gives v a probability proportional to exp(-F(v))
+    q               Q^0, Q^k     a distribution over all 2^D states; Q^inf is the model's own
+    k               n            full steps of Gibbs sampling, hidden and back
+    pi, mu, tau     --           of a unigauss expert: proportion, mean, precisions of its Gaussian
+
+All gradients here point uphill, where the paper's do: add them. RBMs may have further leading axes,
+many of them as one batch: w [..., D, H], v [..., N, D].
+
+Where sources part, the text is the default:
+
+    hidden statistics    probabilities in both phases, states only to make the reconstruction, as in
+                         Hinton's own programs; Eq. (7.4) as printed has states: not built
+    reconstruction       of binary data, sampled: rbm_gibbs; of grey images, probabilities, Eq.
+                         (9.1): mean_field_reconstruction
+    uniform of unigauss  its density is 1 / A everywhere, so that a Gaussian may leave the box; a
+                         choice of no Gaussian draws from the box itself (Murray's replication)
+    step of unigauss     text: not said; Murray's, the mean's divided by its precision and no
+                         precision grown beyond exp(10): unigauss_update
+    chains that go on    not this paper's (Tieleman 2008): persistent_gradient
+    log Z                not this paper's (Neal 2001; Salakhutdinov and Murray 2008):
+                         annealed_importance_sampling
+    products of HMMs     described in the paper; not built
+"""
+import math
+from typing import NamedTuple
+
+from minimoe import ops, tree
+from minimoe.autodiff.tensor import Tensor, grad, stop_gradient
+from minimoe.densities import LOG_2_PI
+
+MOST_UNITS = 20          # 2^20 states are the most that are summed over,
+UNITS_AT_ONCE = 14       # 2^14 at a time
+HIGHEST_LOG_PRECISION = 10.0
+
+
+# -- The product, Section 1 ----------------------------------------------------------------------
+
+def log_product(log_p):
+    """log of prod_m p_m(d) / sum_c prod_m p_m(c). Eq. (1.1) [M, C] -> [C]
+
+    A state that one expert finds impossible is impossible. Experts need only be known up to a
+    factor, which cancels. ValueError for NaN, and where every state has an expert against it.
+    """
+    return log_p.sum(axis=-2) - log_normalizer(log_p)[..., None]
+
+
+def log_normalizer(log_p):
+    """log sum_c prod_m p_m(c); of two normalised experts or more, at most 0. [M, C] -> []"""
+    total = ops.logsumexp(log_p.sum(axis=-2), axis=-1)
+    if not (stop_gradient(total) > -math.inf).all():
+        raise ValueError("log_product: needs a state that no expert finds impossible, and no NaN")
+    return total
+
+
+def log_opinion_pool(log_p, weights):
+    """The product of experts raised to powers: prod_m p_m^w_m, renormalised. [M, C], [M] -> [C]
+
+    For weights that sum to 1, any q is as far from the pool as from the experts on average, less
+    what the pool is from them: KL(q, pool) = sum w_m KL(q, p_m) - sum w_m KL(pool, p_m) (Heskes
+    1998). An expert of weight 0 has no veto.
+    """
+    weights = weights[..., None]                                       # [M, 1]
+    powers = ops.where(stop_gradient(weights) == 0, 0.0, weights * log_p)
+    return log_product(powers)
+
+
+# -- Contrastive divergence, Section 3 -----------------------------------------------------------
+
+def contrastive_gradient(statistics, params, data, reconstruction):
+    """<d log p_m / d theta_m> over data less the same over their reconstructions. Eq. (3.6)
+
+    Of d log p(d) / d theta_m, Eq. (2.1), the expectation over the model is replaced by one over
+    what k steps of Gibbs sampling make of the data. It is the gradient of no function: it leaves
+    out that the reconstructions depend on the parameters. ``statistics`` is ``rbm_statistics`` or
+    ``unigauss_statistics``. [N, D], [R, D]
+    """
+    return tree.map(lambda up, down: up - down,
+                    statistics(params, data), statistics(params, reconstruction))
+
+
+def contrastive_divergence_loss(free_energy, params, data, reconstruction):
+    """Mean free energy of data less that of reconstructions, which are constants. Eq. (3.6)
+
+    Descending it is climbing ``contrastive_gradient``; its value says nothing. -> []
+    """
+    return (free_energy(params, data).mean(axis=-1)
+            - free_energy(params, stop_gradient(reconstruction)).mean(axis=-1))
+
+
+# -- Unigauss experts, Section 4 -----------------------------------------------------------------
+
+class UnigaussParams(NamedTuple):
+    """Each expert a Gaussian along the axes or, now and then, anything at all."""
+    logit_pi: Tensor        # [M]
+    mu: Tensor              # [M, D]
+    log_tau: Tensor         # [M, D]
+
+
+def unigauss_init(rng, n_experts, x):
+    """Proportions of a half, circular Gaussians as wide as the data, means drawn from one as wide.
+
+    ValueError for data that do not vary, or are not finite. [N, D]
+    """
+    variance = float(x.var(axis=0).mean())
+    if not 0 < variance < math.inf:
+        raise ValueError(f"unigauss_init: needs finite data that vary; their variance is "
+                         f"{variance}")
+    mu = 0.5 + math.sqrt(variance) * rng.standard_normal((n_experts, x.shape[1]))
+    return UnigaussParams(0 * mu[:, 0], mu, 0 * mu - math.log(variance))
+
+
+def unigauss_log_density(params, x, volume=1.0):
+    """log of pi N(x; mu, 1 / tau) + (1 - pi) / A for each expert. [N, D] -> [N, M]"""
+    uniform = -ops.softplus(params.logit_pi) - math.log(volume)        # [M]
+    return uniform + ops.softplus(_log_odds(params, x, volume))
+
+
+def unigauss_responsibilities(params, x, volume=1.0):
+    """The probability that an expert's Gaussian, not its uniform, made x. [N, D] -> [N, M]"""
+    return ops.sigmoid(_log_odds(params, x, volume))
+
+
+def _log_odds(params, x, volume):
+    """log of pi N(x) over (1 - pi) / A. [N, M]"""
+    z = x[:, None] - params.mu                                         # [N, M, D]
+    normal = 0.5 * (params.log_tau - LOG_2_PI - ops.exp(params.log_tau) * z * z).sum(axis=-1)
+    return params.logit_pi + normal + math.log(volume)
+
+
+def unigauss_statistics(params, x, volume=1.0):
+    """The mean over data of d log p_m / d theta_m: what Eq. (3.6) takes twice. [N, D]"""
+    r = unigauss_responsibilities(params, x, volume)                   # [N, M]
+    pi, tau = ops.sigmoid(params.logit_pi), ops.exp(params.log_tau)
+    z = x[:, None] - params.mu                                         # [N, M, D]
+    return UnigaussParams((r - pi).mean(axis=0),
+                          (r[..., None] * tau * z).mean(axis=0),
+                          0.5 * (r[..., None] * (1 - tau * z * z)).mean(axis=0))
+
+
+def unigauss_gibbs(params, x, u_choice, epsilon, u_box):
+    """k steps of Gibbs sampling: which experts use their Gaussian, then x from their product.
+
+    Draws uniform on [0, 1), standard normal and uniform again; the box is the unit cube, of which
+    a point is drawn where no expert uses its Gaussian. ValueError for no data, no step, and data
+    that are not finite. [N, D], [k, N, M], [k, N, D], [k, N, D] -> [N, D]
+    """
+    _check_steps("unigauss_gibbs", u_choice, epsilon, u_box)
+    if not x.size or not (abs(x) < math.inf).all():
+        raise ValueError(f"unigauss_gibbs: needs data, all finite; got shape {x.shape}")
+    tau = ops.exp(params.log_tau)
+    for u, z, box in zip(u_choice, epsilon, u_box):
+        chosen = (u < unigauss_responsibilities(params, x)).astype(z.dtype)     # [N, M]
+        precision = chosen @ tau                                       # [N, D]
+        none = chosen.sum(axis=-1, keepdims=True) == 0                 # [N, 1]
+        safe = ops.where(none, 1.0, precision)
+        x = ops.where(none, box, chosen @ (tau * params.mu) / safe + z / ops.sqrt(safe))
+    return x
+
+
+def unigauss_update(params, data, reconstruction, rate=1.0):
+    """A step of contrastive divergence as Murray's replication takes it. [N, D], [N, D]
+
+    The mean's gradient is divided by its precision, and a log precision above 10 grows no more.
+    ``rate`` multiplies gradients that are means over data.
+    """
+    up = contrastive_gradient(unigauss_statistics, params, data, reconstruction)
+    tau = ops.exp(params.log_tau)
+    grows = (params.log_tau > HIGHEST_LOG_PRECISION) & (up.log_tau > 0)
+    return UnigaussParams(params.logit_pi + rate * up.logit_pi,
+                          params.mu + rate * up.mu / tau,
+                          params.log_tau + rate * ops.where(grows, 0.0, up.log_tau))
+
+
+# -- Restricted Boltzmann machines, Section 7 ----------------------------------------------------
+
+class RBMParams(NamedTuple):
+    w: Tensor    # [D, H]
+    a: Tensor    # [D]
+    b: Tensor    # [H]
+
+
+def rbm_init(rng, mean, n_hidden, scale=0.01):
+    """Weights from N(0, scale^2); the visible biases give the data's mean [D], kept off 0 and 1."""
+    w = scale * rng.standard_normal((len(mean), n_hidden))
+    return RBMParams(w, visible_bias(mean), 0 * w[0])
+
+
+def visible_bias(mean, margin=0.01):
+    """The biases with which independent units are on as often as in the data. [D] -> [D]"""
+    p = ops.clip(mean, low=margin, high=1 - margin)
+    return ops.log(p) - ops.log(1 - p)
+
+
+def hidden_probs(params, v):
+    """p(h_j = 1 | v) = sigmoid(b_j + sum_i v_i w_ij). [N, D] -> [N, H]"""
+    return ops.sigmoid(_into_hidden(params, v))
+
+
+def visible_probs(params, h):
+    """p(v_i = 1 | h) = sigmoid(a_i + sum_j w_ij h_j). [N, H] -> [N, D]"""
+    return ops.sigmoid(_into_visible(params, h))
+
+
+def free_energy(params, v):
+    """F(v) = -a v - sum_j log(1 + exp(b_j + v w_j)): p(v) = exp(-F(v)) / Z. [N, D] -> [N]
+
+    Each term of the sum is one expert, a hidden unit that is on or off; the biases are one more.
+    Without log Z no two models can be compared.
+    """
+    return -(v * params.a[..., None, :]).sum(axis=-1) - ops.softplus(
+        _into_hidden(params, v)).sum(axis=-1)
+
+
+def _into_hidden(params, v):
+    return v @ params.w + params.b[..., None, :]
+
+
+def _into_visible(params, h):
+    return h @ ops.swapaxes(params.w, first=-1, second=-2) + params.a[..., None, :]
+
+
+def expert_proportions(params):
+    """Of each hidden unit's expert, as a mixture, the proportion of what is not uniform. -> [H]
+
+    p_j(v) is proportional to 1 + exp(b_j + v w_j): with this proportion, independent units that are
+    on with sigmoid(w_ij); otherwise any of the 2^D states alike.
+    """
+    return ops.sigmoid(_log_mass(params) - params.w.shape[-2] * math.log(2))
+
+
+def expert_log_probs(params, v):
+    """log p_j(v) of each hidden unit's expert, normalised over all 2^D states. [N, D] -> [N, H]
+
+    Their product with that of the visible biases, by Eq. (1.1), is the machine.
+    """
+    log_n_states = params.w.shape[-2] * math.log(2)
+    total = log_n_states + ops.softplus(_log_mass(params) - log_n_states)       # [H]
+    return ops.softplus(_into_hidden(params, v)) - total[..., None, :]
+
+
+def _log_mass(params):
+    """log sum_v exp(b_j + v w_j) of each hidden unit. [H]"""
+    return params.b + ops.softplus(params.w).sum(axis=-2)
+
+
+def rbm_statistics(params, v, q=None):
+    """<v_i p(h_j = 1 | v)>, <v_i>, <p(h_j = 1 | v)>: Eq. (7.4) is a difference of two such. [N, D]
+
+    Averages over data or, with ``q`` [N], over a distribution: there, of -dF/d theta.
+    """
+    return _moments(v, hidden_probs(params, v), q)
+
+
+def _moments(v, h, q=None):
+    """The averages of v_i h_j, v_i and h_j. [N, D], [N, H]"""
+    share = 1 / v.shape[-2] if q is None else q[..., None]
+    weighted = v * share                                               # [N, D]
+    return RBMParams(ops.swapaxes(weighted, first=-1, second=-2) @ h, weighted.sum(axis=-2),
+                     (h * share).sum(axis=-2))
+
+
+def rbm_gibbs(params, v, u_hidden, u_visible):
+    """v after k steps of Gibbs sampling: hidden given visible, visible given hidden.
+
+    Draws uniform on [0, 1). The first hidden states may come from grey values as well as from
+    states. ValueError for no data, no step, and values outside [0, 1].
+    [N, D], [k, N, H], [k, N, D] -> [N, D]
+    """
+    _check_steps("rbm_gibbs", u_hidden, u_visible)
+    _check_values("rbm_gibbs", v)
+    for u_h, u_v in zip(u_hidden, u_visible):
+        h = _sampled(hidden_probs(params, v), u_h)                     # [N, H]
+        v = _sampled(visible_probs(params, h), u_v)                    # [N, D]
+    return v
+
+
+def mean_field_reconstruction(params, v, u_hidden):
+    """Hidden states sampled once, the reconstruction left at its probabilities. Eq. (9.1)
+
+    For grey images. ValueError for no data and values outside [0, 1]. [N, D], [N, H] -> [N, D]
+    """
+    _check_values("mean_field_reconstruction", v)
+    return visible_probs(params, _sampled(hidden_probs(params, v), u_hidden))
+
+
+def _sampled(probs, u):
+    return (u < probs).astype(u.dtype)
+
+
+def _check_values(name, v):
+    if not v.shape[-2] or not ((v >= 0) & (v <= 1)).all():
+        raise ValueError(f"{name}: needs data, with values from 0 to 1; got shape {v.shape}, or "
+                         f"values outside, or NaN")
+
+
+def _check_steps(name, *draws):
+    steps = {len(u) for u in draws}
+    if len(steps) > 1 or steps == {0}:
+        raise ValueError(f"{name}: needs draws for one step or more, as many of each kind; got "
+                         f"{', '.join(str(len(u)) for u in draws)}")
+
+
+class PersistentGradient(NamedTuple):
+    gradient: RBMParams
+    h: Tensor               # [R, H]   hidden states that the chains have come to
+
+
+def persistent_gradient(params, data, h, u_visible, u_hidden):
+    """Eq. (3.6) where chains go on from where the last update left them, not from the data.
+
+    Tieleman (2008): a step of the chains for each update of the parameters, which are so small
+    that the chains stay near equilibrium, and the gradient near that of the likelihood. Chains are
+    kept by their hidden states ``h``, so that p(h | v) serves gradient and next state; they may be
+    more or fewer than the data. ValueError as for ``rbm_gibbs``.
+    [N, D], [R, H], [R, D], [R, H]
+    """
+    _check_values("persistent_gradient", data)
+    v = _sampled(visible_probs(params, h), u_visible)                  # [R, D]
+    probs = hidden_probs(params, v)                                    # [R, H]
+    gradient = tree.map(lambda up, down: up - down,
+                        rbm_statistics(params, data), _moments(v, probs))
+    return PersistentGradient(gradient, _sampled(probs, u_hidden))
+
+
+# -- The truth, by enumeration -------------------------------------------------------------------
+# What contrastive divergence is held to, where the smaller side of a machine has few units.
+
+def all_states(n_units, like):
+    """Every state of that many binary units, counting up. -> [2^n, n], in the dtype of ``like``
+
+    ValueError for more than 20 units.
+    """
+    if n_units > MOST_UNITS:
+        raise ValueError(f"all_states: at most {MOST_UNITS} units can be enumerated; got {n_units}")
+    states = 0 * stop_gradient(like).reshape(-1, 1)[:1, :0]            # [1, 0]
+    for _ in range(n_units):
+        off = 0 * states.sum(axis=1, keepdims=True)                    # [states, 1]
+        states = ops.concatenate([ops.concatenate([off, states], axis=1),
+                                  ops.concatenate([off + 1, states], axis=1)])
+    return states
+
+
+def log_partition(params):
+    """log Z, summed over the states of the side that has fewer units; exact. -> []
+
+    ValueError where that side has more than 20.
+    """
+    *_, D, H = params.w.shape
+    if D < H:
+        params = RBMParams(ops.swapaxes(params.w, first=-1, second=-2), params.b, params.a)
+    n = min(D, H)
+    if n > MOST_UNITS:
+        raise ValueError(f"log_partition: at most {MOST_UNITS} units can be enumerated; got {n}")
+    inner = all_states(min(n, UNITS_AT_ONCE), params.w)                # [states, at once]
+    parts = []
+    for outer in all_states(n - inner.shape[1], params.w):
+        outer = ops.broadcast_to(outer, shape=(len(inner), len(outer)))
+        h = ops.concatenate([outer, inner], axis=1)                    # [states, n]
+        log_p = (h * params.b[..., None, :]).sum(axis=-1) + ops.softplus(
+            _into_visible(params, h)).sum(axis=-1)                     # [states]
+        parts.append(ops.logsumexp(log_p, axis=-1))
+    return ops.logsumexp(ops.stack(parts, axis=-1), axis=-1)
+
+
+def log_probs(params, v):
+    """log p(v) = -F(v) - log Z. [N, D] -> [N]"""
+    return -free_energy(params, v) - log_partition(params)[..., None]
+
+
+def model_distribution(params):
+    """log Q^inf: log p(v) of every state. -> [2^D]"""
+    return log_probs(params, all_states(params.w.shape[-2], params.w))
+
+
+def reconstructed(params, q, k=1):
+    """Q^k: the distribution after k steps of Gibbs sampling from q. [2^D] -> [2^D]"""
+    if k < 1:
+        raise ValueError(f"reconstructed: needs 1 step or more; got {k}")
+    *_, D, H = params.w.shape
+    v, h = all_states(D, params.w), all_states(H, params.w)            # [2^D, D], [2^H, H]
+    to_hidden = ops.exp(_log_bernoulli(h, _into_hidden(params, v)))    # [2^D, 2^H]
+    to_visible = ops.exp(_log_bernoulli(v, _into_visible(params, h)))  # [2^H, 2^D]
+    for _ in range(k):
+        q = ((q[..., None, :] @ to_hidden) @ to_visible)[..., 0, :]
+    return q
+
+
+def _log_bernoulli(states, logits):
+    """log prod_j p_j^s_j (1 - p_j)^(1 - s_j) of every row of logits for every state.
+
+    [S, J], [R, J] -> [R, S]
+    """
+    return logits @ states.T - ops.softplus(logits).sum(axis=-1)[..., None]
+
+
+def relative_entropy(q, log_p):
+    """KL(q, p) = sum_c q_c log(q_c / p_c). [C], [C] -> []"""
+    log_q = ops.log(ops.where(stop_gradient(q) > 0, q, 1.0))
+    return (q * (log_q - log_p)).sum(axis=-1)
+
+
+def contrastive_divergence(params, q, k=1):
+    """KL(Q^0, Q^inf) - KL(Q^k, Q^inf), never negative. Eq. (3.1) [2^D] -> []"""
+    log_p = model_distribution(params)
+    return relative_entropy(q, log_p) - relative_entropy(reconstructed(params, q, k), log_p)
+
+
+def exact_gradient(params, q):
+    """Of sum_c q_c log p(c), with respect to each parameter. Eq. (2.1) [2^D]"""
+    return _between(params, q, ops.exp(model_distribution(params)))
+
+
+def expected_contrastive_gradient(params, q, k=1):
+    """What ``contrastive_gradient`` is on average over draws. Eq. (3.6) [2^D]"""
+    return _between(params, q, reconstructed(params, q, k))
+
+
+def _between(params, q, other):
+    v = all_states(params.w.shape[-2], params.w)
+    return tree.map(lambda up, down: up - down,
+                    rbm_statistics(params, v, q), rbm_statistics(params, v, other))
+
+
+# -- log Z by annealed importance sampling -------------------------------------------------------
+
+class AnnealedEstimate(NamedTuple):
+    log_partition: Tensor     # []    log of an unbiased estimate of Z; itself too low on average
+    log_weights: Tensor       # [R]   of each chain
+    effective: Tensor         # []    how many equal weights theirs are worth
+
+
+def annealed_importance_sampling(params, base, betas, u_start, draws):
+    """log Z of one machine, from chains that go to it from independent units by steps in beta.
+
+    ``base`` [D] are the biases of those, ``betas`` rise from 0 to 1, ``u_start`` [R, D] are the
+    draws that R chains start from; ``draws`` gives, for each beta between the first and the last,
+    a pair of draws [R, H], [R, D] for a Gibbs step, all uniform on [0, 1). Neal (2001), in the form
+    of Salakhutdinov and Murray (2008). ValueError for betas that do not rise from 0 to 1, and for
+    draws for more or fewer steps.
+    """
+    betas = [float(beta) for beta in betas]
+    if betas[:1] != [0] or betas[-1:] != [1] or not all(
+            before <= beta for before, beta in zip(betas, betas[1:])):
+        raise ValueError("annealed_importance_sampling: betas must rise from 0 to 1")
+    v = _sampled(ops.sigmoid(base), u_start)                           # [R, D]
+    log_w = _annealed_ratio(params, base, betas[0], betas[1], v)       # [R]
+    for beta, after, (u_hidden, u_visible) in zip(betas[1:-1], betas[2:], draws, strict=True):
+        h = _sampled(ops.sigmoid(beta * _into_hidden(params, v)), u_hidden)      # [R, H]
+        v = _sampled(ops.sigmoid((1 - beta) * base + beta * _into_visible(params, h)), u_visible)
+        log_w = log_w + _annealed_ratio(params, base, beta, after, v)
+    log_z_start = ops.softplus(base).sum() + params.w.shape[1] * math.log(2)
+    total = ops.logsumexp(log_w, axis=0)
+    return AnnealedEstimate(log_z_start + total - math.log(len(log_w)), log_w,
+                            ops.exp(2 * total - ops.logsumexp(2 * log_w, axis=0)))
+
+
+def annealed_log_prob(params, base, beta, v):
+    """log p*(v) between independent units, beta = 0, and the machine, beta = 1. [N, D] -> [N]"""
+    biases = (1 - beta) * base + beta * params.a                       # [D]
+    return v @ biases + ops.softplus(beta * _into_hidden(params, v)).sum(axis=-1)
+
+
+def _annealed_ratio(params, base, before, after, v):
+    return annealed_log_prob(params, base, after, v) - annealed_log_prob(params, base, before, v)
+
+
+# -- Recorded runs -------------------------------------------------------------------------------
+
+def product_oracle(case):
+    """Product and pool, and gradients of <log p, cotangent>."""
+    log_p, weights = Tensor(case.inputs["log_p"]), Tensor(case.inputs["weights"])
+    product, pool = log_product(log_p), log_opinion_pool(log_p, weights)
+    cotangent = case.inputs["cotangent"]
+    return tree.map(stop_gradient, {
+        "log_normalizer": log_normalizer(log_p), "log_product": product, "log_opinion_pool": pool,
+        "grad": {"log_product": grad((product * cotangent).sum(), {"log_p": log_p}),
+                 "log_opinion_pool": grad((pool * cotangent).sum(),
+                                          {"log_p": log_p, "weights": weights})}})
+
+
+def unigauss_oracle(case):
+    """Experts at the data, k steps of Gibbs sampling from there, and the update that they make."""
+    x, draws = case.inputs["x"], [case.inputs[name] for name in ("u_choice", "epsilon", "u_box")]
+    params = UnigaussParams(**case.params)
+    reconstruction = unigauss_gibbs(params, x, *draws)
+    return {
+        "responsibilities": unigauss_responsibilities(params, x),
+        "log_density": unigauss_log_density(params, x), "reconstruction": reconstruction,
+        "statistics": unigauss_statistics(params, x)._asdict(),
+        "update": unigauss_update(params, x, reconstruction, case.settings["rate"])._asdict()}
+
+
+def rbm_oracle(case):
+    """CD-k, its mean-field form and persistent chains; the loss has the gradient -CD-k."""
+    v, u_hidden, u_visible = (case.inputs[name] for name in ("v", "u_hidden", "u_visible"))
+    params = RBMParams(**case.params)
+    tensors = tree.map(Tensor, params)
+    reconstruction = rbm_gibbs(params, v, u_hidden, u_visible)
+    mean_field = mean_field_reconstruction(params, v, u_hidden[0])
+    persistent, h = persistent_gradient(params, v, *(
+        case.inputs[f"chains.{name}"] for name in ("h", "u_visible", "u_hidden")))
+    loss = contrastive_divergence_loss(free_energy, tensors, v, reconstruction)
+    return tree.map(stop_gradient, {
+        "reconstruction": reconstruction, "h": h, "hidden_probs": hidden_probs(params, v),
+        "mean_field": mean_field, "free_energy": free_energy(params, v),
+        "contrastive_gradient": contrastive_gradient(rbm_statistics, params, v,
+                                                     reconstruction)._asdict(),
+        "mean_field_gradient": contrastive_gradient(rbm_statistics, params, v,
+                                                    mean_field)._asdict(),
+        "persistent_gradient": persistent._asdict(),
+        "loss": loss, "grad": grad(loss, tensors)._asdict()})
+
+
+def scikit_learn_oracle(case):
+    """``BernoulliRBM``: what it computes of data, and ``partial_fit``, an ascent by its chains."""
+    v, flipped = case.inputs["v"], case.inputs["flipped"]
+    params, rate = RBMParams(**case.params), case.settings["learning_rate"]
+    gradient, h = persistent_gradient(params, v, *(
+        case.inputs[f"chains.{name}"] for name in ("h", "u_visible", "u_hidden")))
+    change = free_energy(params, ops.where(flipped, 1 - v, v)) - free_energy(params, v)
+    return {
+        "gibbs": rbm_gibbs(params, v, case.inputs["u_hidden"][None],
+                           case.inputs["u_visible"][None]),
+        "h": h, "hidden_probs": hidden_probs(params, v), "free_energy": free_energy(params, v),
+        "score_samples": -v.shape[1] * ops.softplus(-change),
+        "updated": tree.map(lambda p, g: p + rate * g, params, gradient)._asdict()}
+
+
+def enumeration_oracle(case):
+    """Everything exact of a small machine; ``grad`` has no term of the paper's left out."""
+    q, k = case.inputs["q"], case.settings["k"]
+    tensors = tree.map(Tensor, RBMParams(**case.params))
+    divergence = contrastive_divergence(tensors, q, k)
+    return tree.map(stop_gradient, {
+        "log_partition": log_partition(tensors), "log_probs": model_distribution(tensors),
+        "expert_proportions": expert_proportions(tensors),
+        "expert_log_probs": expert_log_probs(tensors, all_states(tensors.w.shape[0], tensors.w)),
+        "reconstructed": reconstructed(tensors, q, k),
+        "exact_gradient": exact_gradient(tensors, q)._asdict(),
+        "expected_contrastive_gradient": expected_contrastive_gradient(tensors, q, k)._asdict(),
+        "contrastive_divergence": divergence, "grad": grad(divergence, tensors)._asdict()})
+
+
+def annealing_oracle(case):
+    """The estimate of log Z, and the weights that it is made of."""
+    params, inputs = RBMParams(**case.params), case.inputs
+    return annealed_importance_sampling(
+        params, inputs["base"], inputs["betas"].tolist(), inputs["u_start"],
+        zip(inputs["u_hidden"], inputs["u_visible"]))._asdict()
+
+
+RBM = {"param.w": "D H", "param.a": "D", "param.b": "H"}
+CHAINS = {"in.chains.h": "R H", "in.chains.u_visible": "R D", "in.chains.u_hidden": "R H"}
+ORACLES = {
+    "product": ({"in.log_p": "M C", "in.weights": "M", "in.cotangent": "C"}, product_oracle),
+    "unigauss": ({
+        "in.x": "N D", "in.u_choice": "K N M", "in.epsilon": "K N D", "in.u_box": "K N D",
+        "set.rate": "", "param.logit_pi": "M", "param.mu": "M D", "param.log_tau": "M D",
+    }, unigauss_oracle),
+    "rbm": ({"in.v": "N D", "in.u_hidden": "K N H", "in.u_visible": "K N D", **CHAINS, **RBM},
+            rbm_oracle),
+    "scikit_learn": ({
+        "in.v": "N D", "in.u_hidden": "N H", "in.u_visible": "N D", **CHAINS,
+        "in.flipped": "bool N D", "set.learning_rate": "", **RBM}, scikit_learn_oracle),
+    "enumeration": ({"in.q": "C", "set.k": "", **RBM}, enumeration_oracle),
+    "annealing": ({
+        "in.base": "D", "in.betas": "B", "in.u_start": "R D", "in.u_hidden": "T R H",
+        "in.u_visible": "T R D", **RBM}, annealing_oracle),
+}
