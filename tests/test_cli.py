@@ -152,8 +152,9 @@ def experiment(shelf, tmp_path, monkeypatch):
     """An experiment on vmoe_2021 whose one claim holds with seed 0."""
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "vmoe_2021.py").write_text(EXPERIMENT)
-    monkeypatch.setattr(experiments, "__path__", [*experiments.__path__,
-                                                  str(tmp_path / "experiments")])
+    monkeypatch.setattr(experiments, "__path__", [str(tmp_path / "experiments"),
+                                                  *experiments.__path__])
+    monkeypatch.delitem(sys.modules, "minimoe.experiments.vmoe_2021", raising=False)
     yield
     sys.modules.pop("minimoe.experiments.vmoe_2021", None)
 
@@ -201,8 +202,10 @@ def test_a_directory_that_cannot_be_written_is_one_line(cli, experiment, tmp_pat
         2, "", f"minimoe: --out {tmp_path}: Is a directory\n")
 
 
-def test_a_paper_without_an_experiment_is_one_line(cli, experiment):
-    assert cli("run", "switch") == (2, "", "minimoe: switch_2021 has no experiment\n")
+def test_a_paper_without_an_experiment_is_one_line(cli, tmp_path, monkeypatch):
+    (tmp_path / "unmade_2000.py").write_text('"""Unmade.\n\nCited."""\n')
+    monkeypatch.setattr(index, "PAPERS", tmp_path)
+    assert cli("run", "unmade") == (2, "", "minimoe: unmade_2000 has no experiment\n")
 
 
 def test_a_terminal_gets_a_progress_bar_and_a_pipe_gets_none(experiment, tmp_path, capfd,
