@@ -156,8 +156,7 @@ def t5_encode(params, source, used=None, feed_forward=None, keep=None, rate=0.0,
 
 def t5_decode(params, target, memory, used=None, memory_used=None, feed_forward=None, keep=None,
               rate=0.0, max_distance=128, epsilon=EPSILON):
-    """Each position reads those up to it, and all of the memory. [B, R] int, [B, S, D] -> [B, R, D]
-    """
+    """Each position reads those up to it, and all of the memory. [B, R] int -> [B, R, D]"""
     x = embedding(EmbeddingParams(params.embedding), target)           # [B, R, D]
     stack, R = params.decoder, target.shape[1]
     bias = causal_relative_position_bias(stack.position_table, R, R, max_distance)   # [A, R, R]

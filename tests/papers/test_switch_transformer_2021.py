@@ -309,11 +309,12 @@ def test_a_configuration_that_lacks_sizes_is_refused():
 
 
 @pytest.mark.numpy_only("nothing is computed")
-def test_copies_of_the_embedding_are_passed_over():
+def test_copies_of_the_embedding_and_an_old_leftover_are_passed_over():
     config, tensors = read_checkpoint(RECORDED / "switch_dropping_float64")
     shared = tensors["shared.weight"]
     copies = {"encoder.embed_tokens.weight": shared, "decoder.embed_tokens.weight": shared,
-              "lm_head.weight": shared}
+              "lm_head.weight": shared,
+              "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": shared}
     params, _ = switch.from_transformers(config, {**tensors, **copies})
     assert params.head is None and params.embedding is shared
 
