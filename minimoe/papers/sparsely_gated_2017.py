@@ -101,7 +101,10 @@ def _finite(name, logits):
 
 
 def keep_top_k(logits, k):
-    """-inf for all but the k largest of a row, by the mask of Eq. (17). Eq. (5) [T, E] -> [T, E]"""
+    """-inf for all but the k largest of a row; of equals, the lower index is kept. Eq. (5)
+
+    [T, E] -> [T, E]
+    """
     return ops.where(top_k_mask(logits, k), logits, -math.inf)
 
 
@@ -161,10 +164,11 @@ def load_loss(load):
 
 
 def cv_squared(v):
-    """Variance over squared mean, of a population; 0 where the mean is 0. [E] or [A, B] -> []
+    """Variance over squared mean, of Eqs. (7) and (11). [E] or [A, B] -> []
 
-    Taken of v / mean, as squares of small loads would underflow. Of a batch it is at most the mean
-    over equal parts of it: losses of parts, added up, balance each part.
+    The variance is a population's, of v / mean, as squares of small loads would underflow; 0 where
+    the mean is 0. Of a batch it is at most the mean over equal parts of it, so that losses of the
+    parts, added up, ask for more.
     """
     mean = v.mean()
     return ops.var(v / ops.where(mean == 0, 1.0, mean))
@@ -463,9 +467,10 @@ def hierarchical_operations(width, hidden, n_groups, group_size, k):
 # gradient, of which the mean is 0 (here it stays as it is).
 
 def factored_adam(params, gradients, state, *, learning_rate, beta2=0.999, epsilon=1e-8):
-    """Adam (arXiv:1412.6980v9) with beta1 = 0 and ``factored_second_moment`` for its second one.
+    """Adam with beta1 = 0 and ``factored_second_moment`` in place of its second: Appendix D.
 
-    Trees in and out as in ``minimoe.optim``; the state begins as that of ``adafactor_init``.
+    Adam is arXiv:1412.6980v9; trees in and out are as in ``minimoe.optim``, and the state begins as
+    that of ``adafactor_init``.
     ValueError where trees or shapes do not match or a setting is out of range, TypeError for
     gradients of another dtype.
     """
@@ -489,9 +494,9 @@ def factored_adam(params, gradients, state, *, learning_rate, beta2=0.999, epsil
 
 
 def factored_second_moment(rows, columns):
-    """Row averages times column averages, over the mean of either: exact for a matrix of rank 1.
+    """Averages of rows times those of columns, over the mean of either: Appendix D.
 
-    0 where all of them are. [..., I, 1], [..., 1, J] -> [..., I, J]
+    Exact for a matrix of rank 1; 0 where all averages are. [..., I, 1], [..., 1, J] -> [..., I, J]
     """
     mean = rows.mean(axis=-2, keepdims=True)                             # [..., 1, 1]
     return rows / ops.where(mean == 0, 1.0, mean) * columns
@@ -586,7 +591,7 @@ def threshold_loss(probs, threshold, m):
 
 
 def strictly_balanced_moe(params, x, k):
-    """Each expert is given the same number of rows, a row k experts on average: for training.
+    """Each expert is given the same number of rows, a row k on average: Appendix F, for training.
 
     The threshold loss reaches ``threshold`` alone: the paper does not say whether it should move
     the gate as well. [T, D] -> [T, D]
@@ -597,7 +602,7 @@ def strictly_balanced_moe(params, x, k):
 
 
 def threshold_moe(params, x, k):
-    """The layer by its thresholds, for inference: any number of rows for each expert."""
+    """By thresholds, any number of rows for each expert: Appendix F, for inference."""
     probs, m = _probs("threshold_moe", params, x, k)
     return _balanced(params, x, probs, threshold_mask(probs, params.threshold), m)
 
