@@ -123,13 +123,14 @@ def flat_layer(x, epsilon, w_gate, w_noise, w_in, w_out, k, gating=gating):
 
 def gradients(losses, leaves):
     """``grad.<loss>.<leaf>``, zeros where a loss does not depend on a leaf."""
-    found = {}
-    for loss_name, loss in losses.items():
-        flows = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True,
-                                    allow_unused=True) if loss.requires_grad else [None] * len(
-                                        leaves)
-        for name, leaf, flow in zip(leaves, leaves.values(), flows):
-            found[f"grad.{loss_name}.{name}"] = torch.zeros_like(leaf) if flow is None else flow
+    found = {f"grad.{loss}.{name}": torch.zeros_like(leaf)
+             for loss in losses for name, leaf in leaves.items()}
+    for loss, value in losses.items():
+        if value.requires_grad:
+            flows = torch.autograd.grad(value, list(leaves.values()), retain_graph=True,
+                                        allow_unused=True)
+            found.update({f"grad.{loss}.{name}": flow for name, flow in zip(leaves, flows)
+                          if flow is not None})
     return found
 
 
@@ -162,14 +163,17 @@ class Draw:
         return {name: leaf for name, leaf in self.leaves.items() if name not in but}
 
 
+def flat_draws(draw, T, D, E, H):
+    """x, the parameters of a layer, epsilon, cotangent."""
+    return (draw.leaf("x", T, D), draw.leaf("gate.w_gate", D, E), draw.leaf("gate.w_noise", D, E),
+            draw.leaf("w_in", E, D, H), draw.leaf("w_out", E, H, D), draw(T, E), draw(T, D))
+
+
 def flat(kind, case, seed, T, D, E, H, k, gating=gating, cv_squared=cv_squared, arrange=None,
          what="Eqs. (1)-(11)", operators=OPERATORS):
     """A run of the flat layer. ``arrange`` changes what was drawn, in place."""
     draw = Draw(seed)
-    x = draw.leaf("x", T, D)
-    w_gate, w_noise = draw.leaf("gate.w_gate", D, E), draw.leaf("gate.w_noise", D, E)
-    w_in, w_out = draw.leaf("w_in", E, D, H), draw.leaf("w_out", E, H, D)
-    epsilon, cotangent = draw(T, E), draw(T, D)
+    x, w_gate, w_noise, w_in, w_out, epsilon, cotangent = flat_draws(draw, T, D, E, H)
     if arrange is not None:
         arrange(x, w_gate, w_noise, epsilon)
     draw.track()
@@ -188,10 +192,7 @@ def davidmrau(case, seed, **shapes):
 def padded(case, seed, present, D, E, H, k):
     """The flat layer given only the rows that are there."""
     draw, T = Draw(seed), len(present)
-    x = draw.leaf("x", T, D)
-    w_gate, w_noise = draw.leaf("gate.w_gate", D, E), draw.leaf("gate.w_noise", D, E)
-    w_in, w_out = draw.leaf("w_in", E, D, H), draw.leaf("w_out", E, H, D)
-    epsilon, cotangent = draw(T, E), draw(T, D)
+    x, w_gate, w_noise, w_in, w_out, epsilon, cotangent = flat_draws(draw, T, D, E, H)
     draw.track()
     there = [t for t in range(T) if present[t]]
     out = flat_layer(torch.stack([x[t] for t in there]), torch.stack([epsilon[t] for t in there]),
@@ -423,21 +424,15 @@ def strictly_balanced(case, seed, T, D, E, H, k, arrange=None):
                                    for t in range(T)])                               # (19)
 
     def gated(mask):
-        gate, y = torch.zeros(T, E), []
+        gate, y = [], []
         for t in range(T):
             among = [i for i in range(E) if mask[t, i]]
             total = sum(probs[t, i] for i in among)
             shares = {i: probs[t, i] / total for i in among}                         # (16)
-            gate = gate + sum((share * place(t, i) for i, share in shares.items()),
-                              torch.zeros(T, E))
+            gate.append(torch.stack([shares.get(i, torch.tensor(0.0)) for i in range(E)]))
             y.append(sum((share * feed_forward(x[t], w_in[i], w_out[i])
                           for i, share in shares.items()), torch.zeros(D)))
-        return gate, torch.stack(y)
-
-    def place(t, i):
-        one = torch.zeros(T, E)
-        one[t, i] = 1
-        return one
+        return torch.stack(gate), torch.stack(y)
 
     gate, y = gated(mask)
     threshold_gate, y_inferred = gated(threshold_mask)
