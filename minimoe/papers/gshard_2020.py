@@ -405,7 +405,7 @@ def transformer(params, source, target, draws, n_groups=1, source_used=None, tar
             if p.w_gate is None:
                 dense = nn.FeedForwardParams(p.w_in[0], p.w_out[0])
                 return nn.relu_feed_forward(dense, x, keep_hidden, rate)
-            out = moe_layer(p, x.reshape(*groups, -1), u.reshape(*groups, *u.shape[2:]),
+            out = moe_layer(p, x.reshape(*groups, x.shape[-1]), u.reshape(*groups, *u.shape[2:]),
                             capacity(groups[1], len(p.w_in)), route, used)
             outputs.append(out)
             return out.y.reshape(x.shape)
