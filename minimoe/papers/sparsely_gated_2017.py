@@ -32,7 +32,7 @@ davidmrau/mixture-of-experts (f662999), FM the NoisyGate of the FastMoE family, 
                        load_probability the stop_gradient of a threshold
     k = E              text: not said; here P = 1; T2T, DM, FM: load_hard, which is the same
     no noise           text: not said; here Eq. (9) all the same, epsilon being 0; T2T: std is 0 as
-                       well, a step; DM: load_hard
+                       well, noisy_top_k_tensor2tensor_evaluation; DM: load_hard
     importance         text, T2T, DM, FM: of the gate; VM: of ``softmax_gate``
     CV                 text: not said of what variance; population: T2T, VM, here; T2T adds 1e-10:
                        cv_squared_tensor2tensor; DM, FM take the sample's: cv_squared_davidmrau
@@ -53,7 +53,7 @@ from typing import Any, NamedTuple
 
 from minimoe import nn, ops, tree
 from minimoe.autodiff.tensor import Tensor, grad, stop_gradient
-from minimoe.backend import identity, is_array, namespace
+from minimoe.backend import is_array, namespace
 from minimoe.optim import AdafactorState, adafactor_init, inverse_square_root, linear_warmup
 from minimoe.routing.dispatch import Routing, gather, packed_seats
 from minimoe.routing.experts import expert_feed_forward, ragged_matmul
@@ -558,7 +558,10 @@ def top_k_mask(v, k):
 
     With it, Eq. (16) is Eq. (3) without noise.
     """
-    return identity(v.shape[1], like=stop_gradient(v))[top_k(v, k)].sum(axis=1) > 0
+    expert = top_k(v, k)                                                 # [T, k]
+    mask = namespace(expert).zeros(v.shape, bool)                        # [T, E]
+    mask[namespace(expert).arange(len(v))[:, None], expert] = True
+    return mask
 
 
 def batchwise_mask(probs, m):
@@ -714,6 +717,14 @@ def cv_squared_davidmrau(v, epsilon=1e-10):
 def noisy_top_k_tensor2tensor(clean, raw, epsilon, k):
     """``noisy_top_k`` with the floor under the noise: T2T and FM. -> Gating"""
     return noisy_top_k(clean, raw, epsilon, k, noise_std_tensor2tensor)
+
+
+def noisy_top_k_tensor2tensor_evaluation(clean, raw, epsilon, k):
+    """Without noise, the standard deviation being 0 as well: T2T. p is a step, 1/2 at a tie.
+
+    ``epsilon`` goes unused. -> Gating
+    """
+    return noisy_top_k(clean, raw, 0, k, lambda raw: 0 * raw)
 
 
 def noisy_top_k_davidmrau(clean, raw, epsilon, k):

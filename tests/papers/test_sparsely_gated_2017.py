@@ -123,6 +123,8 @@ def test_others_by_hand(row):
     close(davidmrau.gate, [[0.53782031, 0, 0.46217838, 0]], EIGHT_DECIMALS)
     thresholds = paper.threshold_davidmrau(davidmrau.noisy, 2)
     close(thresholds[:, :2], [[0.17258680, 0.35137163]], EIGHT_DECIMALS)
+    evaluation = paper.noisy_top_k_tensor2tensor_evaluation(row.clean, row.raw, row.epsilon, 3)
+    assert to_numpy(evaluation.p).tolist() == [[1, 0, 1, 1]]     # -0.1 is the last
     vmoe = paper.load_probability(row.clean, row.std, paper.kth_inclusive(row.noisy, 2))
     close(vmoe, [[0.21519075, 0.08602960, 0.30853754, 0.11097723]], EIGHT_DECIMALS)
     assert paper.noise_std_vmoe(n_experts=8) == 0.125
