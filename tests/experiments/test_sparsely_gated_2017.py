@@ -51,6 +51,12 @@ def test_either_loss_keeps_a_few_experts_from_taking_all_within_40_steps():
         assert topics.best_perplexity() < measures["perplexity"] < 32    # better than any guess
 
 
+def test_the_known_error_reports_balance_where_there_is_none_within_80_steps():
+    case = experiment.plan(quick=False)["davidmrau"][1][LOAD]
+    blind = experiment.trained(Settings(), case._replace(steps=80, held_out=600)).measures
+    assert blind["overload"] < 1.2 and blind["overload_rows"] > 4
+
+
 def test_whoever_knows_the_meanings_has_the_best_perplexity_held_out(rng):
     meanings = topics.meanings(rng)
     topic, word, target = topics.examples(rng, meanings, 100_000)
