@@ -106,6 +106,11 @@ def progress(total, label):
                 bar_format="{desc:<34} {bar} {n_fmt}/{total_fmt} {postfix}")
 
 
+def notice(line):
+    """Say at once, on standard error, what a run will go without."""
+    print(f"minimoe: {line}", file=sys.stderr)
+
+
 def in_parallel(settings, function, cases, label):
     """``function(settings, case)`` of every case, in their order, one process to a processor.
 
@@ -153,6 +158,17 @@ def _one_thread():
                 os.environ[name] = value
 
 
+def by_row(measures):
+    """{(part, row, seed): {measure: number}} -> {part: {row: {measure: [seeds]}}}"""
+    groups, found = {}, {}
+    for (part, row, _), numbers in measures.items():
+        groups.setdefault((part, row), []).append(numbers)
+    for (part, row), runs in groups.items():
+        found.setdefault(part, {})[row] = {
+            measure: np.array([numbers[measure] for numbers in runs]) for measure in runs[0]}
+    return found
+
+
 def spread(values, digits=0):
     """``mean (SD)`` of a sample, as papers print it; SD with n - 1."""
     values = np.asarray(values, float)
@@ -160,6 +176,11 @@ def spread(values, digits=0):
         return "--"
     deviation = f"{values.std(ddof=1):.{digits}f}" if values.size > 1 else "--"
     return f"{values.mean():.{digits}f} ({deviation})"
+
+
+def ranged(values, digits):
+    """``mean [least, largest]`` of an array: what claims about a few seeds are told by."""
+    return f"{values.mean():.{digits}f} [{values.min():.{digits}f}, {values.max():.{digits}f}]"
 
 
 # -- Figures -------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from minimoe.data import topics
 from minimoe.data.python_text import python_text
 from minimoe.data.topics import TOPICS, WORDS
 from minimoe.experiments import harness
-from minimoe.experiments.harness import Claim, Result, Table, spread
+from minimoe.experiments.harness import Claim, Result, Table, ranged, spread
 from minimoe.optim import adam, adam_init
 from minimoe.papers.sparsely_gated_2017 import (
     LanguageModelOutput, SparselyGatedParams, importance_loss, init, language_model,
@@ -100,8 +100,10 @@ def run(settings):
     cases = {(part, row, seed): case._replace(seed=seed)
              for part, (seeds, rows) in planned.items() for row, case in rows.items()
              for seed in range(seeds)}
-    results = harness.in_parallel(settings, trained, list(cases.values()), "all runs")
-    found, first = by_row(dict(zip(cases, results)))
+    runs = dict(zip(cases, harness.in_parallel(settings, trained, list(cases.values()),
+                                               "topics and text")))
+    found = harness.by_row({key: result.measures for key, result in runs.items()})
+    first = {(part, row): result.shown for (part, row, seed), result in runs.items() if seed == 0}
     endings = first["text", BOTH]["endings"]
     return Result(
         "The sparsely-gated mixture-of-experts layer (Shazeer et al., 2017), on generated topics "
@@ -120,17 +122,6 @@ def run(settings):
          "found": {part: {name(row): measures for row, measures in rows.items()}
                    for part, rows in found.items()},
          "endings": endings})
-
-
-def by_row(runs):
-    """{(part, row, seed): Run} -> {part: {row: {measure: [seeds]}}}, {(part, row): first shown}"""
-    found, first = {}, {}
-    for (part, row, _), result in runs.items():
-        first.setdefault((part, row), result.shown)
-        measures = found.setdefault(part, {}).setdefault(row, {})
-        for measure, value in result.measures.items():
-            measures[measure] = np.append(measures.get(measure, []), value)
-    return found, first
 
 
 def recorded(case):
@@ -348,7 +339,7 @@ def judged(found):
         "with topic and with word add up to at least 0.45, and to at least 4 times what they do "
         "without losses.",
         "shown by the contexts of three experts (Table 9)",
-        f"{ranged(with_losses)} with both losses, {ranged(without, 3)} without: "
+        f"{ranged(with_losses, 2)} with both losses, {ranged(without, 3)} without: "
         f"{with_losses.mean() / without.mean():.1f} times",
         bool(with_losses.mean() >= max(0.45, 4 * without.mean())))
 
@@ -363,7 +354,7 @@ def judged_table_6(rows):
         "Without either loss few experts take nearly all: max/mean load is at least 5 of a "
         "possible 8, CV(Importance) at least 2.",
         "17.80 of a possible 64; 3.04",
-        f"{ranged(rows[NEITHER]['overload'])}; {ranged(rows[NEITHER]['cv_importance'])}",
+        f"{ranged(rows[NEITHER]['overload'], 2)}; {ranged(rows[NEITHER]['cv_importance'], 2)}",
         bool(overload[NEITHER] >= 5 and cv_importance[NEITHER] >= 2))
     yield Claim(
         "Any of the losses restores quality: with weights of up to 0.2, perplexity is at least 1.4 "
@@ -421,7 +412,7 @@ def judged_text(rows):
         "The same in a language model of real text: max/mean load is at least 2.2 without losses, "
         "and at most 1.6 in every other row.",
         "17.80; at most 1.47",
-        f"{ranged(rows[NEITHER]['overload'])}; {min(others):.2f} to {max(others):.2f}",
+        f"{ranged(rows[NEITHER]['overload'], 2)}; {min(others):.2f} to {max(others):.2f}",
         bool(overload[NEITHER] >= 2.2 and max(others) <= 1.6))
     yield Claim(
         "There too each loss does most for what it is made of, and the ranges over seeds are "
@@ -488,12 +479,6 @@ def means(rows, measure):
 def specialisation(row):
     """Normalised mutual information with topic and with word, added up. [seeds]"""
     return row["topic"] + row["word"]
-
-
-def ranged(values, digits=2):
-    """Mean and range over seeds."""
-    return (f"{values.mean():.{digits}f} [{values.min():.{digits}f}, "
-            f"{values.max():.{digits}f}]")
 
 
 def span(counts):

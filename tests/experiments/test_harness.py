@@ -89,6 +89,18 @@ def test_spread_is_mean_and_sample_deviation():
     assert harness.spread([]) == "--"
 
 
+def test_ranged_is_mean_and_range():
+    assert harness.ranged(np.array([1, 3.5, 2]), 2) == "2.17 [1.00, 3.50]"
+
+
+def test_runs_by_row_are_arrays_over_seeds():
+    runs = {("text", (0, 1), 0): {"loss": 1.5}, ("text", (0, 1), 1): {"loss": 2.5},
+            ("chains", "all", 0): {"loss": 3.0, "experts": 4}}
+    found = harness.by_row(runs)
+    assert found["text"][0, 1]["loss"].tolist() == [1.5, 2.5]
+    assert found["chains"]["all"]["experts"].tolist() == [4]
+
+
 def test_the_record_says_what_was_run_with_what_and_what_was_found(tmp_path):
     details = {"epochs": np.array([679.0, np.nan]), 0.3: {"in_use": np.int64(2)}, "l": -np.inf}
     run = outcome(HOLDS, REPORTED, quick=True, details=details)
