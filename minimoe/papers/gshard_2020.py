@@ -95,31 +95,34 @@ def gate_logits(x, w_gate):
 
 
 def gate_probabilities(logits):
-    """The raw gates: softmax over all experts. Line 2. [G, S, E] -> [G, S, E]"""
+    """The raw gates: softmax over all experts. Algorithm 1, line 2 [G, S, E] -> [G, S, E]"""
     return ops.softmax(logits, axis=-1)
 
 
 def top_two(gates):
-    """e_1 and e_2, of equals the lower index first. Lines 5 and 15. [G, S, E] -> [G, S, 2] int"""
+    """e_1 and e_2, of equals the lower index first. Algorithm 1, lines 5 and 15
+
+    [G, S, E] -> [G, S, 2] int
+    """
     G, S, E = gates.shape
     return top_k(gates.reshape(G * S, E), 2).reshape(G, S, 2)
 
 
 def gates_of(gates, expert):
-    """g_1 and g_2, raw. Lines 5 and 15. [G, S, E], [G, S, K] int -> [G, S, K]"""
+    """g_1 and g_2, raw. Algorithm 1, lines 5 and 15 [G, S, E], [G, S, K] int -> [G, S, K]"""
     return ops.take_along_axis(gates, expert, axis=-1)
 
 
 def pair_normalized(gate):
-    """g_i / (g_1 + g_2), before anything is dropped. Lines 6 and 16. [G, S, 2] -> [G, S, 2]
+    """g_i / (g_1 + g_2), before anything is dropped. Algorithm 1, lines 6 and 16
 
-    Never 0 / 0: the largest of E probabilities is at least 1 / E.
+    Never 0 / 0: the largest of E probabilities is at least 1 / E. [G, S, 2] -> [G, S, 2]
     """
     return gate / gate.sum(axis=-1, keepdims=True)
 
 
 def second_random(gate, u):
-    """Whether 2 g_2 > rnd: with that probability, as it is at most 1. Line 19.
+    """Whether 2 g_2 > rnd: with that probability, as it is at most 1. Algorithm 1, line 19
 
     [G, S, 2], [G, S] -> [G, S] bool
     """
@@ -127,7 +130,7 @@ def second_random(gate, u):
 
 
 def decision_counter(expert, wanted, n_experts, used=None, order=None):
-    """c_e as each choice is decided: it counts all decisions. Lines 1, 7, 11, 18 and 22.
+    """c_e as each choice is decided: it counts all decisions. Algorithm 1, lines 7, 11, 18 and 22
 
     The second pass goes on where the first ended, and a choice turned away, by chance or because
     its expert is full, has taken a number all the same. 0 at padding. ``order`` is a permutation of
@@ -138,7 +141,7 @@ def decision_counter(expert, wanted, n_experts, used=None, order=None):
 
 
 def seat(expert, gate, slot, wanted, capacity, used=None):
-    """Who is kept: c < C, and the second only if ``wanted``. Lines 8-10 and 19-21.
+    """Who is kept: c < C, and the second only if ``wanted``. Algorithm 1, lines 8-10 and 19-21
 
     A choice of weight 0 is not dispatched. All [G, S, 2], but ``wanted`` [G, S] -> Routing [G*S, 2]
     """
@@ -153,11 +156,12 @@ def seat(expert, gate, slot, wanted, capacity, used=None):
 
 
 def auxiliary_loss(gates, expert, used=None):
-    """(1 / E) sum_e (c_e / S) m_e of each group. Line 13. [G, S, E], [G, S, K] int -> [G]
+    """(1 / E) sum_e (c_e / S) m_e of each group. Algorithm 1, line 13
 
     1 / E^2 where either factor is uniform, 1 / E where all tokens are certain of one expert; the
     former is no lower bound. First choices count, before capacity; counts carry no gradient.
     Padding has no part in either factor, and a group of padding alone costs 0.
+    [G, S, E], [G, S, K] int -> [G]
     """
     E = gates.shape[-1]
     f = first_choice_counts(expert, E, used) / _n_used(gates, used)    # [G, E]
@@ -165,13 +169,13 @@ def auxiliary_loss(gates, expert, used=None):
 
 
 def first_choice_counts(expert, n_experts, used=None):
-    """c_e after the first pass. [G, S, K] int -> [G, E] int"""
+    """c_e after the first pass. Algorithm 1, line 12 [G, S, K] int -> [G, E] int"""
     return counts_in_groups(expert[..., :1].reshape(-1, 1), n_experts, len(expert),
                             None if used is None else used.reshape(-1, 1))
 
 
 def mean_gates(gates, used=None):
-    """m_e. Line 3. [G, S, E] -> [G, E]"""
+    """m_e. Algorithm 1, line 3 [G, S, E] -> [G, E]"""
     if used is not None:
         gates = ops.where(used[..., None], gates, 0.0)
     return gates.sum(axis=1) / _n_used(gates, used)
@@ -179,7 +183,7 @@ def mean_gates(gates, used=None):
 
 def algorithm_1(gates, u, capacity, second=second_random, counter=decision_counter, used=None,
                 order=None):
-    """Group-level top-2 gating with auxiliary loss. [G, S, E], [G, S] -> Gating
+    """Group-level top-2 gating with auxiliary loss. Algorithm 1 [G, S, E], [G, S] -> Gating
 
     ``u`` is the draw of line 17. ``second`` says which second choices are to be dispatched if there
     is room, ``counter`` who takes a number. Padding, False in ``used``, takes no slot. ValueError
@@ -231,7 +235,7 @@ def _n_used(gates, used):
 # -- Capacity, Section 2.2 -----------------------------------------------------------------------
 
 def expert_capacity(group_size, n_experts):
-    """C = 2 N / (G E) = 2 S / E slots of each group in each expert, rounded down.
+    """C = 2 N / (G E) = 2 S / E slots of each group in each expert, rounded down. Section 2.2
 
     As many as two choices of every token need, were they spread evenly. ValueError where that is
     less than 1, or for fewer than 2 experts.
@@ -302,7 +306,7 @@ def moe_layer(params, x, u, capacity, route=algorithm_1, used=None):
 
 
 def algorithm_2(params, x, u, capacity, route=algorithm_1, used=None):
-    """``moe_layer`` in einsums, each slot of each group and expert in one array of weights.
+    """``moe_layer`` in einsums, each slot of an expert in one array of weights. Algorithm 2
 
     What is split over devices, group by group or expert by expert, and where: see the comments. A
     change from one to the other is an all-to-all. [G, S, D], [G, S] -> [G, S, D]
@@ -319,7 +323,7 @@ def algorithm_2(params, x, u, capacity, route=algorithm_1, used=None):
 
 
 def combine_weights(routing, n_groups, n_experts, capacity):
-    """The weight of each token in each slot. Routing [G*S, K] -> [G, S, E, C]"""
+    """The weight of each token in each slot. Algorithm 2 Routing [G*S, K] -> [G, S, E, C]"""
     weights = ops.einsum("tk,tkec->tec", routing.gate, seating(routing, n_experts, capacity))
     return weights.reshape(n_groups, -1, n_experts, capacity)
 
@@ -349,7 +353,7 @@ class TransformerOutput(NamedTuple):
 
 def transformer_init(rng, n_source_words, n_target_words, n_layers, width, n_heads, head_width,
                      hidden, n_experts, expert_hidden=None, n_buckets=32):
-    """Experts in the first, third, ... layer of each stack, the rest feed-forward layers.
+    """Experts in the first, third, ... layer of each stack, feed-forward in the rest. Section 2.1
 
     They begin as in ``init``, all else as in ``nn.t5_init``. An expert is as wide as a feed-forward
     layer unless ``expert_hidden`` says otherwise. With ``n_experts`` of 1 no layer has a gate: if
@@ -371,14 +375,14 @@ def transformer_init(rng, n_source_words, n_target_words, n_layers, width, n_hea
 
 
 def transformer_draws(rng, params, source, target):
-    """Uniform on [0, 1), for Algorithm 1 in every layer. [B, S] int, [B, R] int"""
+    """Uniform on [0, 1), for every layer. [B, S] int, [B, R] int"""
     return TransformerDraws(rng.random((len(params.encoder.layers), *source.shape)),
                             rng.random((len(params.decoder.layers), *target.shape)))
 
 
 def transformer(params, source, target, draws, n_groups=1, source_used=None, target_used=None,
                 capacity=expert_capacity, route=algorithm_1, keep=(None, None), rate=0.0):
-    """Logits of what follows each word of the target. [B, S] int, [B, R] int -> [B, R, V]
+    """Logits of what follows each word of the target. Section 2.1
 
     No logit depends on a later word, but through experts that are full: second choices queue behind
     all first ones of their group. Groups are the tokens of a stack, sequence after sequence, cut
@@ -386,6 +390,7 @@ def transformer(params, source, target, draws, n_groups=1, source_used=None, tar
     Padding, False in ``..._used``, is not read and takes no slot; its logits are to be left out of
     the loss. For dropout give ``keep``, ``nn.t5_keep`` of each stack, and its rate. ValueError for
     groups that do not divide the tokens, and for draws of another shape.
+    [B, S] int, [B, R] int -> [B, R, V]
     """
     outputs = []
 
@@ -754,7 +759,7 @@ NLLB = {"in.x": "T D", "in.cotangent": "T D", "set.capacity": "", "set.scale": "
 
 
 def layer_oracle(case):
-    """Algorithm 1 in order, the layer, and gradients of <y, cotangent> and of the mean loss."""
+    """The gating in order, the layer, and gradients of <y, cotangent> and of the mean loss."""
     x, u, capacity = case.inputs["x"], case.inputs["u"], case.settings["capacity"]
     used = case.inputs.get("used")
     leaves = tree.map(Tensor, {"x": x, **case.params})

@@ -478,10 +478,12 @@ def test_a_second_weight_may_underflow(move):
     x = move(np.array([[[1.0], [2.0]]]))
     params = paper.GShardParams(*move((np.array([[2000.0, 0.0]]), np.ones((2, 1, 1)),
                                        np.ones((2, 1, 1)))))
-    out = paper.moe_layer(params, x, 0 * x[..., 0], 4)
-    assert listed(out.routing.keep) == [[True, False], [True, False]]
-    close(out.y, [[[1.0], [2.0]]])
-    close(paper.algorithm_2(params, x, 0 * x[..., 0], 4).y, out.y)
+    for second in (paper.second_random, paper.second_all):      # 0 > 0 is not, and 0 adds nothing
+        route = partial(paper.algorithm_1, second=second)
+        out = paper.moe_layer(params, x, 0 * x[..., 0], 4, route)
+        assert listed(out.routing.keep) == [[True, False], [True, False]]
+        close(out.y, [[[1.0], [2.0]]])
+        close(paper.algorithm_2(params, x, 0 * x[..., 0], 4, route).y, out.y)
 
 
 def test_where_both_experts_are_full_the_layer_adds_nothing(layer):
