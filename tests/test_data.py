@@ -1,10 +1,12 @@
-"""Vowels and digits that are shipped, and tasks made of them; text, chains and topics made here."""
+"""Vowels and digits that are shipped, tasks made of them, names; text, chains and topics."""
+import sys
+import unicodedata
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from minimoe.data import digits, markov_chains, peterson_barney, topics
+from minimoe.data import digits, language_names, markov_chains, peterson_barney, topics
 from minimoe.data.python_text import python_text
 
 
@@ -158,3 +160,50 @@ def test_the_second_rendering_by_hand():
     image[0, 1] = 0.25                               # row 0, column 1
     rendered = digits.second_rendering(image)
     assert rendered[0, 8] == 0.75 and rendered.sum() == 63.75
+
+
+# -- Names of languages --------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def names():
+    return language_names.language_names()
+
+
+def test_names_are_short_and_spelled_unlike_english(names):
+    known = {(language_names.LANGUAGES[i], source, target) for i, source, target in zip(*names)}
+    assert known >= {("de", "irisch", "irish"), ("fr", "allemand", "german"),
+                     ("ru", "немецкий", "german"), ("el", "ιρλανδικά", "irish")}
+    assert len(known) == len(names.source) > 5000
+    assert np.bincount(names.language).min() > 100 and names.language.max() == 25
+    for source, target in zip(names.source, names.target):
+        assert source != target and source == source.casefold()
+        assert max(len(source), len(target)) <= 10 and unicodedata.is_normalized("NFC", source)
+
+
+def test_a_spelling_held_out_is_never_trained_on_but_its_meaning_is(names, rng):
+    train, test = language_names.split(rng, names)
+    assert not set(train.source) & set(test.source)
+    assert set(test.target) <= set(train.target)
+    spellings = len(set(names.source))
+    left = spellings - len(set(train.source))       # held out, and those known in no other spelling
+    assert 0.08 * spellings < len(set(test.source)) <= left < 0.12 * spellings
+    whole = set(zip(*names))
+    assert set(zip(*train)) | set(zip(*test)) <= whole and len(train.source) > 0.85 * len(whole)
+
+
+def test_indices_of_names_spell_them(names):
+    known = language_names.symbols(names)
+    words = language_names.encoded(names, known)
+    assert words.source.max() < language_names.n_source(known) == 1 + 26 + len(known.source)
+    assert words.target.max() < language_names.n_target(known) == 2 + len(known.target)
+    assert [language_names.decoded(row, known) for row in words.target] == names.target
+    assert (words.source[:, 0] == 1 + names.language).all()
+    assert (words.source[:, 1:] > 0).sum(axis=1).tolist() == list(map(len, names.source))
+    assert (words.source[:, 1:].max(axis=1) > 26).all()
+
+
+def test_without_babel_one_line_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "babel", None)
+    language_names._language_names.cache_clear()
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'minimoe\[babel\]'$"):
+        language_names.language_names()

@@ -17,6 +17,7 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 ELSEWHERE = {   # packages that are not Python's own, and the parts of minimoe that may import them
     "numpy": set(FLOOR) - {"papers"},
     "scipy": {"backend"}, "cupy": {"backend"}, "cupyx": {"backend"}, "safetensors": {"data"},
+    "babel": {"data"},
     "matplotlib": {"experiments", "cli", "__main__"}, "tqdm": {"experiments", "cli", "__main__"}}
 NOT_EMPTY = {"minimoe/__init__.py", "minimoe/ops/__init__.py", "minimoe/nn/__init__.py"}
 JOURNAL = re.compile(r"\d+(?:\(\d+\))?:\d+-\d+, (?:\d{4})")      # volume(number):pages, year
