@@ -73,8 +73,8 @@ def log_opinion_pool(log_p, weights):
     1998). An expert of weight 0 has no veto.
     """
     weights = weights[..., None]                                       # [M, 1]
-    powers = ops.where(stop_gradient(weights) == 0, 0.0, weights * log_p)
-    return log_product(powers)
+    no_veto = (stop_gradient(weights) == 0) & (stop_gradient(log_p) == -math.inf)
+    return log_product(weights * ops.where(no_veto, 0.0, log_p))
 
 
 # -- Contrastive divergence, Section 3 -----------------------------------------------------------
@@ -328,11 +328,12 @@ def persistent_gradient(params, data, h, u_visible, u_hidden):
     [N, D], [R, H], [R, D], [R, H]
     """
     _check_values("persistent_gradient", data)
-    v = _sampled(visible_probs(params, h), u_visible)                  # [R, D]
-    probs = hidden_probs(params, v)                                    # [R, H]
-    gradient = tree.map(lambda up, down: up - down,
-                        rbm_statistics(params, data), _moments(v, probs))
-    return PersistentGradient(gradient, _sampled(probs, u_hidden))
+    N, R = data.shape[-2], h.shape[-2]
+    fantasies = _sampled(visible_probs(params, h), u_visible)          # [R, D]
+    v = ops.concatenate([data, fantasies], axis=-2)                    # [N+R, D]   in one pass
+    probs = hidden_probs(params, v)                                    # [N+R, H]
+    share = ops.concatenate([0 * data[..., 0] + 1 / N, 0 * fantasies[..., 0] - 1 / R], axis=-1)
+    return PersistentGradient(_moments(v, probs, share), _sampled(probs[..., N:, :], u_hidden))
 
 
 # -- The truth, by enumeration -------------------------------------------------------------------
