@@ -22,6 +22,7 @@ def rounded(text):
 
 def test_its_python_runs_and_what_it_saves_compares_as_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "reference_runs").symlink_to(ROOT / "reference_runs")
     for code in blocks("python"):
         exec(compile(code, "README.md", "exec"), {})
     capsys.readouterr()
