@@ -10,7 +10,8 @@ what it means was, in other spellings. A feed-forward layer is as wide as two ex
 letter has the same work in all models, but for the gate.
 
 All is float32, but the gates alone. Runs of one seed share data and, where shapes agree, draws and
-starting weights. The weight of the auxiliary loss is 0.01 E^2: the paper gives none.
+starting weights. The weight of the auxiliary loss is 0.01 E^2: the paper gives none. In training
+the letters of 64 words are one group, whose slots are counted with its padding.
 """
 import math
 from functools import partial
@@ -168,17 +169,45 @@ class OfTranslation(NamedTuple):
     words: list           # of (language, source, English, what the model says)
 
 
+class Learnt(NamedTuple):
+    params: Any               # TransformerParams of arrays
+    steps: np.ndarray         # [looks]
+    curve: np.ndarray         # [looks]
+    turned_away: np.ndarray   # [steps, 2]   of the letters of each step, by both experts
+
+
 def on_translation(settings, case):
     divide, start, data, luck = np.random.default_rng([settings.seed, case.seed]).spawn(4)
     pairs = language_names()
     known = symbols(pairs)
     training, test = (encoded(part, known) for part in split(divide, pairs))
     test = tree.map(lambda a: a[:case.held_out], test)
-    dense = case.n_experts == 1
+    E, dense = case.n_experts, case.n_experts == 1
     params = gshard.transformer_init(
         start, n_source(known), n_target(known), case.n_layers, case.width, case.n_heads,
-        case.width // case.n_heads, 2 * case.hidden, case.n_experts,
+        case.width // case.n_heads, 2 * case.hidden, E,
         expert_hidden=2 * case.hidden if dense else case.hidden)
+    learnt = learn(settings, case, params, training, test, data, luck)
+    out, _ = translate(settings, learnt.params, test, **ROOM)
+    said = likeliest(settings, learnt.params, test.source)
+    found = {"weights": sum(p.size for p in tree.leaves(params)),
+             "cross_entropy": learnt.curve[-1],
+             "wrong": 1 - (said == test.target).all(axis=1).mean()}
+    shares = by_language = None
+    if not dense:
+        (encoder, used), _ = of_layers = list(letters(out.routings, test))
+        shares = np.stack([first_choice(*of_layer, E).mean(axis=0)
+                           for of_layer in of_layers])                 # [2, E]
+        by_language = language_by_expert(encoder, used, test.source, E)
+        found |= {"largest": (shares.max(axis=-1) * E).mean(), "starved": starved(shares).mean(),
+                  "cv": (shares.std(axis=-1) * E).mean(),
+                  "turned_away": learnt.turned_away[-LAST:].mean()}
+    return OfTranslation(found, learnt.steps, learnt.curve, shares, by_language,
+                         shown(test, said, known))
+
+
+def learn(settings, case, params, training, test, data, luck):
+    """``data`` picks the words of each step, ``luck`` makes the draws of the gates. -> Learnt"""
     params = harness.move(settings, tree.map(lambda p: p.astype(np.float32), params))
     state, steps, curve, turned_away = adam_init(params), [], [], []
     for step in range(case.steps + 1):
@@ -198,22 +227,7 @@ def on_translation(settings, case):
             * linear_decay(state.step, case.steps, 0.05)))
         turned_away.append([1 - taken(routing)[used].mean()
                             for routing, used in letters(out.routings, words)])
-    out, _ = translate(settings, params, test, **ROOM)
-    said = likeliest(settings, params, test.source)
-    found = {"weights": sum(p.size for p in tree.leaves(params)), "cross_entropy": curve[-1],
-             "wrong": 1 - (said == test.target).all(axis=1).mean()}
-    shares = by_language = None
-    if not dense:
-        shares = np.stack([first_choices_of(routing, used, case.n_experts).mean(axis=0)
-                           for routing, used in letters(out.routings, test)])       # [2, E]
-        routing, used = next(letters(out.routings, test))
-        by_language = language_by_expert(routing, used, test.source, case.n_experts)
-        found |= {"largest": (shares.max(axis=-1) * case.n_experts).mean(),
-                  "starved": starved(shares).mean(),
-                  "cv": (shares.std(axis=-1) * case.n_experts).mean(),
-                  "turned_away": np.mean(turned_away[-LAST:])}
-    return OfTranslation(found, np.array(steps), np.array(curve), shares, by_language,
-                         shown(test, said, known))
+    return Learnt(params, np.array(steps), np.array(curve), np.array(turned_away))
 
 
 def translate(settings, params, words, draws=None, **rules):
@@ -265,7 +279,7 @@ def taken(routing):
     return routing.keep.any(axis=-1)
 
 
-def first_choices_of(routing, used, n_experts):
+def first_choice(routing, used, n_experts):
     """One-hot. -> [letters, E]"""
     return routing.expert[used][:, :1] == np.arange(n_experts)
 
@@ -274,7 +288,7 @@ def language_by_expert(routing, used, source, n_experts):
     """How the gate of the encoder divides the letters of each language. -> [languages, E]"""
     language = np.repeat(source[:, 0] - 1, source.shape[1])[used]      # [letters]
     counts = np.zeros((len(LANGUAGES), n_experts))
-    np.add.at(counts, language, first_choices_of(routing, used, n_experts))
+    np.add.at(counts, language, first_choice(routing, used, n_experts))
     return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
 
@@ -704,16 +718,15 @@ def draw_curves(axis, runs):
     steps = runs["experts", 1, 0].steps
     last = curves[1][-1]
     axis.axhline(last, color=GREY, linewidth=1, linestyle=":")
-    for (E, curve), above in zip(curves.items(), (0, 1, 1, 0, 0)):
-        axis.plot(steps, curve, color=SHADES[E], linewidth=2, label=f"{E} experts" if E > 1
-                  else "dense")
-        there = curve <= last
-        if there.any() and E > 1:
-            at = steps[there.argmax()]
-            axis.plot(at, last, "o", color=SHADES[E], markersize=8, markeredgecolor="white")
-            axis.annotate(f"{at} steps", (at, last), xytext=(6 * above - 3, 9 if above else -16),
-                          textcoords="offset points", ha="left" if above else "right", fontsize=9,
-                          color=SHADES[E])
+    axis.annotate("where the dense model ends", (steps[-1], last), xytext=(0, -14),
+                  textcoords="offset points", ha="right", fontsize=9, color=GREY)
+    for E, curve in curves.items():
+        there = steps[curve <= last][:1]
+        axis.plot(there, np.full(len(there), last), "o", color=SHADES[E], markersize=8,
+                  markeredgecolor="white", zorder=3)
+        name = f"{E} experts" if E > 1 else "dense"
+        axis.plot(steps, curve, color=SHADES[E], linewidth=2,
+                  label=name + "".join(f": there after {at} steps" for at in there))
     axis.set(ylim=(0, None), xlim=(0, None), xlabel="steps", ylabel="excess, nats")
     axis.legend(fontsize=9)
 
