@@ -74,8 +74,7 @@ def _gated_feed_forward(x, gate, w_in, w_out, *, choice, ends):
     so that what the expert gave need not be.
     """
     xp = namespace(x, gate, w_in, w_out)
-    E, _, H = w_in.shape
-    K = gate.shape[1]
+    H, K = w_in.shape[2], gate.shape[1]
     token, share = choice // K, gate.reshape(-1)[choice][:, None]        # [R], [R, 1]
     parts = _parts(ends)
     dtype = xp.result_type(x, gate, w_in, w_out)
@@ -84,12 +83,12 @@ def _gated_feed_forward(x, gate, w_in, w_out, *, choice, ends):
 
     def add_to(total, at, rows):
         if K > 1:
-            rows += total[at]
+            rows += total.take(at, axis=0)
         total[at] = rows
 
     for e, part in enumerate(parts):
         at, h = token[part], hidden[part]
-        xp.matmul(x[at], w_in[e], out=h)
+        xp.matmul(x.take(at, axis=0), w_in[e], out=h)
         xp.maximum(h, zero, out=h)          # zeros, not 0, for which NumPy takes twice as long
         rows = h @ w_out[e]
         rows *= share[part]
@@ -102,14 +101,14 @@ def _gated_feed_forward(x, gate, w_in, w_out, *, choice, ends):
         buffer = xp.empty((most, H), dtype)
         for e, part in enumerate(parts):
             at, h, flow = token[part], hidden[part], buffer[:part.stop - part.start]
-            rows = g[at]
+            rows = g.take(at, axis=0)
             xp.matmul(rows, w_out[e].T, out=flow)
             flow_share[part] = xp.einsum("rh,rh->r", flow, h)
             flow *= h > 0
             flow *= share[part]
             rows *= share[part]
             xp.matmul(h.T, rows, out=flow_out[e])
-            rows = x[at]
+            rows = x.take(at, axis=0)
             xp.matmul(rows.T, flow, out=flow_in[e])
             xp.matmul(flow, w_in[e].T, out=rows)
             add_to(flow_x, at, rows)
