@@ -493,7 +493,8 @@ def table_6(rows):
         "Table 6: the losses, on topics; mean (SD) of seeds, beside the paper's",
         ("w_imp, w_load", *(cell for label in MEASURES.values() for cell in (label, "paper"))),
         [(name(w), *(cell for measure, paper in TABLE_6[w].items()
-                     for cell in (spread(row[measure], 2), f"{paper:.2f}")))
+                     for cell in (spread(row[measure], 2),
+                                  f"{paper:.{1 if measure == 'perplexity' else 2}f}")))
          for w, row in rows.items()],
         f"16 experts, 2 used, for which max/mean load is at most 8; the paper's are 256, 4 and 64. "
         f"No model can do better than a perplexity of {topics.best_perplexity():.3f}.")
