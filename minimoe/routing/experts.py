@@ -103,7 +103,7 @@ def _gated_feed_forward(x, gate, w_in, w_out, *, choice, ends):
             at, h, flow = token[part], hidden[part], buffer[:part.stop - part.start]
             rows = g.take(at, axis=0)
             xp.matmul(rows, w_out[e].T, out=flow)
-            flow_share[part] = xp.einsum("rh,rh->r", flow, h)
+            flow_share[part] = (flow[:, None] @ h[:, :, None])[:, 0, 0]      # row by row
             flow *= h > 0
             flow *= share[part]
             rows *= share[part]
