@@ -293,7 +293,7 @@ def draw(found, best, lengths):
         ["A mixture of 15 Gaussians on 24 clusters", "A product of 15 unigauss experts",
          "The experts of the product: strips", "CD-k nears the exact gradient",
          "What learning by each ends in: bars and stripes", "log Z by annealing",
-         "Filters: weights of 100 hidden units", "Fantasies: where persistent chains end",
+         "Filters: 100 hidden units, the largest first", "Fantasies: where persistent chains end",
          "Digits: who reads the scores"],
         columns=3, size=(16, 15.5),
         title="Products of experts, trained by contrastive divergence")
@@ -307,8 +307,9 @@ def draw(found, best, lengths):
     draw_cosines(axes[3], found["cosines"][0])
     draw_bars(axes[4], found["bars"])
     draw_annealing(axes[5], found["annealing"], lengths)
-    w = found["features"][0]["w"]
-    draw_images(axes[6], w.T, "RdBu_r", np.abs(w).max() * 0.7)
+    w = found["features"][0]["w"].T                                    # [hidden, PIXELS]
+    w = w[np.argsort(-np.linalg.norm(w, axis=-1))]
+    draw_images(axes[6], w, "RdBu_r", np.abs(w).max() * 0.4)
     draw_images(axes[7], found["features"][0]["fantasies"], "Greys", None)
     draw_digits(axes[8], found["digits"])
     return figure

@@ -154,15 +154,18 @@ def unigauss_gibbs(params, x, u_choice, epsilon, u_box):
     """k steps of Gibbs sampling: which experts use their Gaussian, then x from their product.
 
     Draws uniform on [0, 1), standard normal and uniform again; the box is the unit cube, of which
-    a point is drawn where no expert uses its Gaussian. ValueError for no data, no step, and data
-    that are not finite. [N, D], [k, N, M], [k, N, D], [k, N, D] -> [N, D]
+    a point is drawn where no expert uses its Gaussian. ValueError for no data, no step, data that
+    are not finite, and draws of another shape.
+    [N, D], [k, N, M], [k, N, D], [k, N, D] -> [N, D]
     """
     _check_steps("unigauss_gibbs", u_choice, epsilon, u_box)
     if not x.size or not (abs(x) < math.inf).all():
         raise ValueError(f"unigauss_gibbs: needs data, all finite; got shape {x.shape}")
     tau = ops.exp(params.log_tau)
     for u, z, box in zip(u_choice, epsilon, u_box):
-        chosen = (u < unigauss_responsibilities(params, x)).astype(z.dtype)     # [N, M]
+        _check_draws(z, x.shape)
+        _check_draws(box, x.shape)
+        chosen = _sampled(unigauss_responsibilities(params, x), u)     # [N, M]
         precision = chosen @ tau                                       # [N, D]
         none = chosen.sum(axis=-1, keepdims=True) == 0                 # [N, 1]
         safe = ops.where(none, 1.0, precision)
@@ -259,24 +262,25 @@ def _log_mass(params):
 def rbm_statistics(params, v, q=None):
     """<v_i p(h_j = 1 | v)>, <v_i>, <p(h_j = 1 | v)>: Eq. (7.4) is a difference of two such. [N, D]
 
-    Averages over data or, with ``q`` [N], over a distribution: there, of -dF/d theta.
+    The average of -dF / d theta, over data or, with ``q`` [N], over a distribution.
     """
     return _moments(v, hidden_probs(params, v), q)
 
 
 def _moments(v, h, q=None):
     """The averages of v_i h_j, v_i and h_j. [N, D], [N, H]"""
-    share = 1 / v.shape[-2] if q is None else q[..., None]
-    weighted = v * share                                               # [N, D]
+    if q is None:
+        q = 0 * v[..., 0] + 1 / v.shape[-2]                            # [N]
+    weighted, q = v * q[..., None], q[..., None, :]                    # [N, D], [1, N]
     return RBMParams(ops.swapaxes(weighted, first=-1, second=-2) @ h, weighted.sum(axis=-2),
-                     (h * share).sum(axis=-2))
+                     (q @ h)[..., 0, :])
 
 
 def rbm_gibbs(params, v, u_hidden, u_visible):
     """v after k steps of Gibbs sampling: hidden given visible, visible given hidden.
 
     Draws uniform on [0, 1). The first hidden states may come from grey values as well as from
-    states. ValueError for no data, no step, and values outside [0, 1].
+    states. ValueError for no data, no step, values outside [0, 1], and draws of another shape.
     [N, D], [k, N, H], [k, N, D] -> [N, D]
     """
     _check_steps("rbm_gibbs", u_hidden, u_visible)
@@ -297,7 +301,14 @@ def mean_field_reconstruction(params, v, u_hidden):
 
 
 def _sampled(probs, u):
+    """1 with these probabilities, else 0, for draws uniform on [0, 1)."""
+    _check_draws(u, probs.shape)
     return (u < probs).astype(u.dtype)
+
+
+def _check_draws(u, shape):
+    if u.shape != shape:       # NumPy would let many states share one draw without a word
+        raise ValueError(f"products_of_experts: needs draws of shape {shape}; got {u.shape}")
 
 
 def _check_values(name, v):
@@ -321,10 +332,10 @@ class PersistentGradient(NamedTuple):
 def persistent_gradient(params, data, h, u_visible, u_hidden):
     """Eq. (3.6) where chains go on from where the last update left them, not from the data.
 
-    Tieleman (2008): a step of the chains for each update of the parameters, which are so small
-    that the chains stay near equilibrium, and the gradient near that of the likelihood. Chains are
-    kept by their hidden states ``h``, so that p(h | v) serves gradient and next state; they may be
-    more or fewer than the data. ValueError as for ``rbm_gibbs``.
+    Tieleman (2008): the chains take one step for each update, and updates are so small that the
+    chains stay near equilibrium, and the gradient near that of the likelihood. Chains are kept by
+    their hidden states ``h``, so that p(h | v) serves gradient and next state; they may be more or
+    fewer than the data. ValueError as for ``rbm_gibbs``.
     [N, D], [R, H], [R, D], [R, H]
     """
     _check_values("persistent_gradient", data)
@@ -456,7 +467,8 @@ def annealed_importance_sampling(params, base, betas, u_start, draws):
     if betas[:1] != [0] or betas[-1:] != [1] or not all(
             before <= beta for before, beta in zip(betas, betas[1:])):
         raise ValueError("annealed_importance_sampling: betas must rise from 0 to 1")
-    v = _sampled(ops.sigmoid(base), u_start)                           # [R, D]
+    start = ops.broadcast_to(ops.sigmoid(base), shape=(len(u_start), len(base)))
+    v = _sampled(start, u_start)                                       # [R, D]
     log_w = _annealed_ratio(params, base, betas[0], betas[1], v)       # [R]
     for beta, after, (u_hidden, u_visible) in zip(betas[1:-1], betas[2:], draws, strict=True):
         h = _sampled(ops.sigmoid(beta * _into_hidden(params, v)), u_hidden)      # [R, H]

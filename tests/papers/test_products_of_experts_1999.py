@@ -519,6 +519,21 @@ def test_steps_without_draws_are_refused(machine, uniform, hidden, visible):
         paper.rbm_gibbs(machine(4, 3), uniform(2, 4), uniform(hidden, 2, 3), uniform(visible, 2, 4))
 
 
+def test_draws_that_many_states_would_share_are_refused(machine, uniform, move):
+    params, v, h = machine(4, 3), uniform(2, 4), uniform(2, 3)
+    for u_hidden, u_visible in [((1, 1, 3), (1, 2, 4)), ((1, 2, 3), (1, 1, 4)), ((1, 3), (1, 4))]:
+        with pytest.raises(ValueError, match="needs draws of shape"):
+            paper.rbm_gibbs(params, v, uniform(*u_hidden), uniform(*u_visible))
+    with pytest.raises(ValueError, match=r"needs draws of shape \(2, 3\); got \(3,\)"):
+        paper.mean_field_reconstruction(params, v, uniform(3))
+    with pytest.raises(ValueError, match="needs draws of shape"):
+        paper.persistent_gradient(params, v, h, uniform(2, 4), uniform(1, 3))
+    experts = UnigaussParams(*move((np.zeros(2), np.zeros((2, 1)), np.zeros((2, 1)))))
+    for shapes in [((1, 2), (3, 1), (3, 1)), ((3, 2), (1, 1), (3, 1)), ((3, 2), (3, 1), (1, 1))]:
+        with pytest.raises(ValueError, match="needs draws of shape"):
+            paper.unigauss_gibbs(experts, uniform(3, 1), *(uniform(1, *s) for s in shapes))
+
+
 @pytest.mark.parametrize("x", [
     np.full((2, 1), math.inf), np.full((2, 1), math.nan), np.zeros((0, 1))])
 def test_data_that_are_not_finite_are_refused(move, uniform, x):
