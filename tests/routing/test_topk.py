@@ -7,7 +7,8 @@ from hypothesis import given, strategies as st
 
 from minimoe import Tensor
 from minimoe.backend import to_numpy
-from minimoe.routing.topk import group, slots, top_k
+from minimoe.routing.topk import (
+    counts_in_groups, group, queues, slots, slots_in_groups, top_k)
 from tests.routing.cases import score_tables
 
 
@@ -37,6 +38,17 @@ def test_choices_are_grouped_in_their_order(move):
     choice, counts = group(move(np.array([2, 0, 2, 1, 0])), 4)
     assert to_numpy(choice).tolist() == [1, 4, 3, 0, 2]
     assert to_numpy(counts).tolist() == [2, 1, 2, 0]
+
+
+def test_groups_queue_apart(move):
+    expert, used = move(np.array([[0], [1], [0], [0], [0], [1]])), move(np.arange(6)[:, None] != 3)
+    assert to_numpy(queues(expert, 2, 2)).ravel().tolist() == [0, 1, 0, 2, 2, 3]
+    assert to_numpy(slots_in_groups(expert, 2, 2)).ravel().tolist() == [0, 0, 1, 0, 1, 0]
+    assert to_numpy(slots_in_groups(expert, 2, 2, used)).ravel().tolist() == [0, 0, 1, 0, 0, 0]
+    assert to_numpy(counts_in_groups(expert, 2, 2)).tolist() == [[2, 1], [2, 1]]
+    assert to_numpy(counts_in_groups(expert, 2, 2, used)).tolist() == [[2, 1], [1, 1]]
+    with pytest.raises(ValueError, match="queues: .* groups that divides 6 tokens; got 4"):
+        queues(expert, 2, 4)
 
 
 @pytest.mark.parametrize("k", [0, 4])
@@ -74,6 +86,20 @@ def test_places_are_those_of_a_queue_served_one_by_one(move, scores, data):
     assert (to_numpy(slots(move(expert), E, move(order))) == place).all()
     in_turn = to_numpy(slots(move(expert), E, move(np.arange(T))))
     assert (to_numpy(slots(move(expert), E)) == in_turn).all()
+
+
+@given(score_tables, st.integers(1, 3), st.data())
+def test_a_group_queues_as_it_would_alone(move, scores, n_groups, data):
+    shuffled = data.draw(st.permutations(range(n_groups * len(scores))))
+    scores = np.tile(scores, (n_groups, 1))[np.array(shuffled, dtype=int)]
+    E = scores.shape[1]
+    expert = top_k(move(scores), data.draw(st.integers(1, E)))
+    S = len(scores) // n_groups
+    places, counts = slots_in_groups(expert, E, n_groups), counts_in_groups(expert, E, n_groups)
+    for g in range(n_groups):
+        alone = expert[g * S:(g + 1) * S]
+        assert (to_numpy(places[g * S:(g + 1) * S]) == to_numpy(slots(alone, E))).all()
+        assert (to_numpy(counts[g]) == np.bincount(to_numpy(alone).ravel(), minlength=E)).all()
 
 
 @pytest.mark.numpy_only("memory is traced where NumPy takes it")
