@@ -34,7 +34,8 @@ def learn(v, size):
             gradient, h = persistent_gradient(
                 params, v[start:start + size], h, rng.random((size, D), dtype=v.dtype),
                 rng.random((size, HIDDEN), dtype=v.dtype))
-            params = RBMParams(*(p + RATE * g for p, g in zip(params, gradient)))
+            for p, g in zip(params, gradient):
+                p += RATE * g              # in place, as there
     return params
 
 
