@@ -123,7 +123,7 @@ def unigauss_init(rng, n_experts, x):
 
 
 def unigauss_log_density(params, x, volume=1.0):
-    """log of pi N(x; mu, 1 / tau) + (1 - pi) / A for each expert. [N, D] -> [N, M]"""
+    """log of pi N(x; mu, 1 / tau) + (1 - pi) / A per expert, Section 4. [N, D] -> [N, M]"""
     uniform = -ops.softplus(params.logit_pi) - math.log(volume)        # [M]
     return uniform + ops.softplus(_log_odds(params, x, volume))
 
@@ -151,7 +151,7 @@ def unigauss_statistics(params, x, volume=1.0):
 
 
 def unigauss_gibbs(params, x, u_choice, epsilon, u_box):
-    """k steps of Gibbs sampling: which experts use their Gaussian, then x from their product.
+    """k steps of Gibbs sampling, Section 4: which Gaussians are used, x from their product.
 
     Draws uniform on [0, 1), standard normal and uniform again; the box is the unit cube, of which
     a point is drawn where no expert uses its Gaussian. ValueError for no data, no step, data that
@@ -174,10 +174,10 @@ def unigauss_gibbs(params, x, u_choice, epsilon, u_box):
 
 
 def unigauss_update(params, data, reconstruction, rate=1.0):
-    """A step of contrastive divergence as Murray's replication takes it. [N, D], [N, D]
+    """A step of contrastive divergence as Murray's replication of Section 4 takes it.
 
     The mean's gradient is divided by its precision, and a log precision above 10 grows no more.
-    ``rate`` multiplies gradients that are means over data.
+    ``rate`` multiplies gradients that are means over data. [N, D], [N, D]
     """
     up = contrastive_gradient(unigauss_statistics, params, data, reconstruction)
     tau = ops.exp(params.log_tau)
@@ -208,12 +208,12 @@ def visible_bias(mean, margin=0.01):
 
 
 def hidden_probs(params, v):
-    """p(h_j = 1 | v) = sigmoid(b_j + sum_i v_i w_ij). [N, D] -> [N, H]"""
+    """p(h_j = 1 | v) = sigmoid(b_j + sum_i v_i w_ij), Section 7. [N, D] -> [N, H]"""
     return _logistic(_into_hidden(params, v))
 
 
 def visible_probs(params, h):
-    """p(v_i = 1 | h) = sigmoid(a_i + sum_j w_ij h_j). [N, H] -> [N, D]"""
+    """p(v_i = 1 | h) = sigmoid(a_i + sum_j w_ij h_j), Section 7. [N, H] -> [N, D]"""
     return _logistic(_into_visible(params, h))
 
 
@@ -225,8 +225,8 @@ def _logistic(x):
 def free_energy(params, v):
     """F(v) = -a v - sum_j log(1 + exp(b_j + v w_j)): p(v) = exp(-F(v)) / Z. [N, D] -> [N]
 
-    Each term of the sum is one expert, a hidden unit that is on or off; the biases are one more.
-    Without log Z no two models can be compared.
+    Each term of the sum is one expert, a hidden unit that is on or off; the biases are one more
+    (Section 7). Without log Z no two models can be compared.
     """
     return -(v * params.a[..., None, :]).sum(axis=-1) - ops.softplus(
         _into_hidden(params, v)).sum(axis=-1)
@@ -281,7 +281,7 @@ def _moments(v, h, q=None):
 
 
 def rbm_gibbs(params, v, u_hidden, u_visible):
-    """v after k steps of Gibbs sampling: hidden given visible, visible given hidden.
+    """v after k steps of Gibbs sampling: hidden given visible, visible given hidden. Section 7
 
     Draws uniform on [0, 1). The first hidden states may come from grey values as well as from
     states. ValueError for no data, no step, values outside [0, 1], and draws of another shape.

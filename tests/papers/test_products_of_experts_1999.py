@@ -67,7 +67,9 @@ def test_an_expert_vetoes_what_a_mixture_can_only_make_rarer(move):
     log_p = move(np.array([[math.log(0.5), math.log(0.5), -math.inf], [-2.0, -1.0, 5.0]]))
     # exp(-2) against exp(-1)
     close(ops.exp(paper.log_product(log_p)), [1 / (1 + math.e), math.e / (1 + math.e), 0.0])
-    without = paper.log_opinion_pool(log_p, move(np.array([0.0, 1.0])))     # nor has it a veto
+    pool = paper.log_opinion_pool(log_p, move(np.array([0.01, 0.99])))
+    assert float(pool[2]) == -math.inf
+    without = paper.log_opinion_pool(log_p, move(np.array([0.0, 1.0])))     # of weight 0, no veto
     close(without, ops.log_softmax(log_p[1], axis=-1))
 
 
@@ -108,17 +110,17 @@ def test_gibbs_of_unigauss_experts_by_hand(move):
 
 
 def test_an_update_divides_the_step_of_a_mean_and_holds_a_precision_at_its_limit(move):
-    x, reconstruction = move(np.array([[0.5]])), move(np.array([[0.9]]))
+    x, reconstruction = move(np.array([[0.503]])), move(np.array([[0.9]]))
     params = UnigaussParams(move(np.array([0.0, 0.0])), move(np.array([[0.5], [0.5]])),
                             move(np.array([[9.9], [10.1]])))
     before, after = params, paper.unigauss_update(params, x, reconstruction, rate=0.5)
     up = paper.contrastive_gradient(paper.unigauss_statistics, params, x, reconstruction)
-    assert (to_numpy(up.log_tau) > 0.4).all()
+    assert (to_numpy(up.log_tau) > 0.3).all() and (to_numpy(up.mu) > 10).all()
     close(after.log_tau - before.log_tau, [[0.5 * float(up.log_tau[0, 0])], [0.0]], 1e-9)
     close(after.mu, before.mu + 0.5 * up.mu * ops.exp(-before.log_tau))
     close(after.logit_pi, 0.5 * up.logit_pi)
     down = paper.unigauss_update(params, reconstruction, x)      # one that shrinks is not held
-    assert (to_numpy(down.log_tau - before.log_tau) < -0.4).all()
+    assert (to_numpy(down.log_tau - before.log_tau) < -0.3).all()
 
 
 @pytest.fixture
