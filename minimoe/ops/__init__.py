@@ -7,9 +7,10 @@ from minimoe.ops.activations import gelu, gelu_tanh, relu, sigmoid, softplus
 from minimoe.ops.arithmetic import (
     add, clip, divide, maximum, minimum, multiply, negative, power, subtract, where)
 from minimoe.ops.attention import attention, attention_composed
+from minimoe.ops.convolution import conv2d, max_pool, upsample_bilinear, upsample_nearest
 from minimoe.ops.elementwise import (
     abs, astype, cos, exp, expm1, log, log1p, round_to_bfloat16, sin, sqrt, square, tanh)
-from minimoe.ops.normalization import layer_norm, rms_norm
+from minimoe.ops.normalization import batch_norm, layer_norm, rms_norm
 from minimoe.ops.products import einsum, matmul
 from minimoe.ops.recurrent import lstm_recurrence, lstm_recurrence_composed
 from minimoe.ops.reductions import cumsum, max, mean, min, sum, var
@@ -20,14 +21,15 @@ from minimoe.ops.softmax import cross_entropy, log_softmax, logsumexp, softmax
 from minimoe.ops.special_functions import erf, log_gamma, log_normal_cdf, normal_cdf
 
 __all__ = [
-    "abs", "add", "astype", "attention", "attention_composed", "broadcast_to", "clip",
-    "concatenate", "cos", "cross_entropy", "cumsum", "divide", "einsum", "erf", "exp", "expm1",
-    "gelu", "gelu_tanh", "getitem", "layer_norm", "log", "log1p", "log_gamma", "log_normal_cdf",
-    "log_softmax", "logsumexp", "lstm_recurrence", "lstm_recurrence_composed", "matmul", "max",
-    "maximum", "mean", "min", "minimum", "multiply", "negative", "normal_cdf", "pad", "power",
-    "relu", "reshape", "rms_norm", "round_to_bfloat16", "scatter_add", "sigmoid", "sin", "softmax",
-    "softplus", "split", "sqrt", "square", "stack", "subtract", "sum", "swapaxes", "take",
-    "take_along_axis", "tanh", "transpose", "var", "where"]
+    "abs", "add", "astype", "attention", "attention_composed", "batch_norm", "broadcast_to", "clip",
+    "concatenate", "conv2d", "cos", "cross_entropy", "cumsum", "divide", "einsum", "erf", "exp",
+    "expm1", "gelu", "gelu_tanh", "getitem", "layer_norm", "log", "log1p", "log_gamma",
+    "log_normal_cdf", "log_softmax", "logsumexp", "lstm_recurrence", "lstm_recurrence_composed",
+    "matmul", "max", "max_pool", "maximum", "mean", "min", "minimum", "multiply", "negative",
+    "normal_cdf", "pad", "power", "relu", "reshape", "rms_norm", "round_to_bfloat16", "scatter_add",
+    "sigmoid", "sin", "softmax", "softplus", "split", "sqrt", "square", "stack", "subtract", "sum",
+    "swapaxes", "take", "take_along_axis", "tanh", "transpose", "upsample_bilinear",
+    "upsample_nearest", "var", "where"]
 
 # The operators and array methods of Tensor: the same names that arrays have, so that a formula
 # written for one reads, and runs, for the other.

@@ -255,6 +255,58 @@ def _(rng):
                {"epsilon": 1e-6})
 
 
+def _images(x):
+    """Channels last, as minimoe has them, to channels first, as PyTorch has them."""
+    return x.permute(0, 3, 1, 2)
+
+
+def _back(y):
+    return y.permute(0, 2, 3, 1)
+
+
+@recorded("batch_norm", "torch.nn.functional.batch_norm, training",
+          lambda x, scale, shift, epsilon: F.batch_norm(
+              x.reshape(-1, x.shape[-1]), None, None, scale, shift, True, eps=epsilon
+              ).reshape(x.shape))
+def _(rng):
+    for shape in [(2, 3, 5, 4), (6, 3), (2, 3, 1), (3, 1, 2, 5)]:
+        yield ({"x": 3 + rng.standard_normal(shape), "scale": rng.standard_normal(shape[-1]),
+                "shift": rng.standard_normal(shape[-1])}, {"epsilon": 1e-5})
+
+
+# Images, which minimoe has with channels last
+
+@recorded("conv2d", "torch.nn.functional.conv2d", lambda x, w, stride, padding: _back(
+    F.conv2d(_images(x), w.permute(3, 2, 0, 1).contiguous(), stride=stride, padding=padding)))
+def _(rng):
+    for x, w, stride, padding in [
+            ((2, 5, 6, 3), (3, 3, 3, 4), 1, 1), ((2, 5, 6, 3), (3, 3, 3, 4), 2, 0),
+            ((1, 7, 8, 2), (3, 3, 2, 1), 3, 2), ((2, 4, 5, 3), (1, 1, 3, 2), 1, 0),
+            ((1, 8, 7, 1), (5, 5, 1, 3), 1, 2), ((2, 6, 5, 2), (2, 3, 2, 3), 2, 1),
+            ((1, 3, 4, 2), (3, 4, 2, 2), 1, 0), ((2, 5, 4, 2), (1, 1, 2, 3), 2, 0)]:
+        yield ({"x": rng.standard_normal(x), "w": rng.standard_normal(w)},
+               {"stride": stride, "padding": padding})
+
+
+@recorded("max_pool", "torch.nn.functional.max_pool2d",
+          lambda x, size: _back(F.max_pool2d(_images(x), size)))
+def _(rng):
+    for shape, size in [((2, 4, 6, 3), 2), ((1, 8, 4, 2), 4), ((2, 3, 2, 1), 1)]:
+        yield {"x": rng.standard_normal(shape)}, {"size": size}
+    yield {"x": rng.integers(0, 2, (3, 6, 6, 2)).astype(float)}, {"size": 3}                 # ties
+
+
+for name, mode in [("upsample_nearest", {"mode": "nearest"}),
+                   ("upsample_bilinear", {"mode": "bilinear", "align_corners": False})]:
+    @recorded(name, f"torch.nn.functional.interpolate, {mode['mode']}",
+              lambda x, factor, mode=mode: _back(
+                  F.interpolate(_images(x), scale_factor=factor, **mode)))
+    def _(rng):
+        for shape, factor in [((2, 3, 4, 2), 2), ((1, 2, 1, 3), 3), ((2, 3, 3, 1), 4),
+                              ((1, 2, 2, 2), 1)]:
+            yield {"x": rng.standard_normal(shape)}, {"factor": factor}
+
+
 # Shapes and places
 
 @recorded("reshape", "torch.reshape", lambda x, shape: torch.reshape(x, shape))

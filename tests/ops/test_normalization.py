@@ -19,6 +19,20 @@ def test_rms_norm_by_hand(move):
     assert to_numpy(y) == pytest.approx(np.array([[0.75, 2.0]]))
 
 
+def test_batch_norm_by_hand(move):
+    # channel 0: mean 3, variance 8/3, with epsilon 4/3 a root of 2; channel 1 is constant
+    x = move(np.array([[1.0, 5.0], [3.0, 5.0], [5.0, 5.0]]))
+    y = ops.batch_norm(x, move(np.array([2.0, 3.0])), move(np.array([1.0, 7.0])), epsilon=4 / 3)
+    assert to_numpy(y) == pytest.approx(np.array([[-1.0, 7.0], [1.0, 7.0], [3.0, 7.0]]))
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (1, 1, 1, 3), (0, 3), (3,), (4, 0)])
+def test_batch_norm_of_one_entry_is_refused(move, shape):
+    with pytest.raises(ValueError, match="at least two entries"):
+        ops.batch_norm(move(np.ones(shape)), *move((np.ones(shape[-1]), np.ones(shape[-1]))),
+                       epsilon=1e-5)
+
+
 def test_a_constant_row_becomes_the_shift_and_has_a_gradient(move):
     x = Tensor(move(np.full((2, 4), 7.0)))
     y = ops.layer_norm(x, move(np.ones(4)), move(np.arange(4.0)), epsilon=1e-5)
