@@ -127,6 +127,40 @@ def adamw(params, gradients, state, *, learning_rate, beta1=0.9, beta2=0.999, ep
                 epsilon=epsilon)
 
 
+class AMSGradState(NamedTuple):
+    step: int        # updates made so far
+    mean: Any        # running mean of the gradients, tree like the parameters
+    square: Any      # running mean of their squares
+    largest: Any     # the largest that it has been
+
+
+def amsgrad_init(params):
+    """Nothing seen yet: means of 0."""
+    return AMSGradState(0, _zeros(params), _zeros(params), _zeros(params))
+
+
+def amsgrad(params, gradients, state, *, learning_rate, beta1=0.9, beta2=0.999, epsilon=1e-8):
+    """Adam, divided by the largest running square so far. arXiv:1904.09237v1, Algorithm 2.
+
+    Means are corrected as Adam's are, as in torch.optim.Adam(amsgrad=True); in the paper they are
+    not.
+    """
+    params, gradients = _checked("amsgrad", params, gradients, mean=state.mean,
+                                 square=state.square, largest=state.largest)
+    learning_rate, beta1, beta2, epsilon = _settings(
+        "amsgrad", learning_rate=learning_rate, beta1=beta1, beta2=beta2, epsilon=epsilon)
+    t = state.step + 1
+    mean = tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mean, gradients)
+    square = tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.square, gradients)
+    largest = tree.map(lambda a, b: namespace(a).maximum(a, b), state.largest, square)
+
+    def updated(p, m, v):
+        m_hat, v_hat = m / (1 - beta1 ** t), v / (1 - beta2 ** t)
+        return p - learning_rate * m_hat / (namespace(v).sqrt(v_hat) + epsilon)
+
+    return tree.map(updated, params, mean, largest), AMSGradState(t, mean, square, largest)
+
+
 # -- Adafactor -----------------------------------------------------------------------------------
 # N. Shazeer and M. Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", 2018.
 # arXiv:1804.04235v1. Where the paper and torch.optim.Adafactor part, the paper is what is built:

@@ -12,10 +12,11 @@ from minimoe.oracle.runs import read_arrays
 RECORDED = Path(__file__).resolve().parents[1] / "reference_runs" / "recorded" / "optim"
 FUNCTIONS = {"sgd": (optim.sgd_init, optim.sgd), "nesterov": (optim.sgd_init, optim.nesterov),
              "adam": (optim.adam_init, optim.adam), "adamw": (optim.adam_init, optim.adamw),
+             "amsgrad": (optim.amsgrad_init, optim.amsgrad),
              "adafactor": (optim.adafactor_init, optim.adafactor)}
 SETTINGS = {"lr": "learning_rate", "betas.0": "beta1", "betas.1": "beta2", "eps": "epsilon",
             "eps.0": "epsilon1", "eps.1": "epsilon2", "d": "clip", "momentum": "momentum",
-            "weight_decay": "weight_decay", "nesterov": None, "beta2_decay": None}
+            "weight_decay": "weight_decay", "nesterov": None, "beta2_decay": None, "amsgrad": None}
 CASES = sorted(path.stem for path in RECORDED.glob("*.npz") if path.stem != "schedules")
 EVERY = pytest.mark.parametrize("name", FUNCTIONS)
 
@@ -64,6 +65,18 @@ def test_first_step_of_adam_is_the_sign_of_the_gradient(move):
     params, g = move((np.array([1.0, 1.0, 1.0]), np.array([1e-3, -5.0, 0.0])))
     new, _ = optim.adam(params, g, optim.adam_init(params), learning_rate=0.25, epsilon=1e-30)
     assert to_numpy(new).tolist() == pytest.approx([0.75, 1.25, 1.0], rel=1e-12)
+
+
+def test_amsgrad_remembers_the_largest_square(move):
+    # with both betas 0, means are the last gradient's: squares of 100 and then 1, the largest 100
+    x = move(np.array([1.0]))
+    settings = {"learning_rate": 0.1, "beta1": 0.0, "beta2": 0.0, "epsilon": 0.0}
+    x, state = optim.amsgrad(x, move(np.array([10.0])), optim.amsgrad_init(x), **settings)
+    assert to_numpy(x).tolist() == pytest.approx([0.9])
+    x, state = optim.amsgrad(x, move(np.array([1.0])), state, **settings)
+    # Adam's step would be 0.1; it is a tenth of that
+    assert to_numpy(x).tolist() == pytest.approx([0.89])
+    assert to_numpy(state.largest).tolist() == [100.0]
 
 
 def test_adafactor_adds_epsilon1_to_the_squares_of_gradients(move):

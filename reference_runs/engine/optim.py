@@ -78,6 +78,10 @@ if __name__ == "__main__":
                                    "weight_decay": 0.01})
     trajectory("adamw_strong", 8, AdamW, {"lr": 0.1, "betas": (0.0, 0.5), "eps": 1e-4,
                                           "weight_decay": 0.5})
+    trajectory("amsgrad", 11, Adam, {"lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-8,
+                                     "amsgrad": True})
+    trajectory("amsgrad_short", 12, Adam, {"lr": 0.1, "betas": (0.5, 0.7), "eps": 1e-3,
+                                           "amsgrad": True})
     # eps[0] far below the gradients: where it counts, paper and torch part
     trajectory("adafactor", 9, Adafactor, {"lr": 0.01, "beta2_decay": -0.8, "eps": (1e-30, 1e-3),
                                            "d": 1.0})
