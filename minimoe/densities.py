@@ -20,7 +20,7 @@ LOG_2_PI = math.log(2 * math.pi)
 
 def gaussian_log_density(x, mean, log_variance):
     """log N(x; mean, variance). [...] -> [...]"""
-    z = (x - mean) * ops.exp(-0.5 * log_variance)
+    z = (x - mean) * _keeping_dtype(ops.exp, -0.5 * log_variance)
     return -0.5 * (z * z + log_variance + LOG_2_PI)
 
 
@@ -30,7 +30,7 @@ def laplace_log_density(x, location, scale):
     ValueError for a scale that is not positive. [...] -> [...]
     """
     _check_scale("laplace_log_density", scale)
-    return -abs(x - location) / scale - ops.log(scale) - math.log(2)
+    return -abs(x - location) / scale - _keeping_dtype(ops.log, scale) - math.log(2)
 
 
 def bernoulli_log_density(x, logits):
@@ -69,7 +69,7 @@ def log_mean_exp(x, axis):
 
 def gaussian_sample(mean, log_variance, epsilon):
     """mean + sd epsilon, for standard normal draws."""
-    return mean + ops.exp(0.5 * log_variance) * epsilon
+    return mean + _keeping_dtype(ops.exp, 0.5 * log_variance) * epsilon
 
 
 def laplace_sample(location, scale, u):
@@ -103,7 +103,8 @@ def laplace_kl(location, scale, other_location=0.0, other_scale=1.0):
     _check_scale("laplace_kl", other_scale)
     apart = abs(location - other_location)
     ratio = scale / other_scale
-    return ratio * ops.exp(-apart / scale) + apart / other_scale - ops.log(ratio) - 1
+    return (ratio * _keeping_dtype(ops.exp, -apart / scale) + apart / other_scale
+            - _keeping_dtype(ops.log, ratio) - 1)
 
 
 def bernoulli_kl(logits, other_logits):
@@ -205,6 +206,11 @@ def _experts(name, mean, log_variance, log_weight, present, prior):
         raise ValueError(f"{name}: needs an expert with a weight everywhere; {int(none.sum())} of "
                          f"{none.size} places have none")
     return (ops.where(takes_part, mean, 0.0), ops.where(takes_part, log_variance, 0.0), log_weight)
+
+
+def _keeping_dtype(f, x):
+    """f(x), a plain number for a plain number: one of NumPy's would turn float32 into float64."""
+    return f(x) if hasattr(x, "shape") else float(f(x))
 
 
 def _check_scale(name, scale):

@@ -139,6 +139,16 @@ def test_laplace_samples_are_quantiles(move):
     assert in_float32.dtype == "float32" and np.isfinite(to_numpy(in_float32)).all()
 
 
+def test_parameters_that_are_plain_numbers_leave_float32_as_it_is(move):
+    x = move(np.array([0.5, -1.0], np.float32))
+    for found in (densities.gaussian_log_density(x, 0.1, 0.7),
+                  densities.laplace_log_density(x, 0.1, 0.7),
+                  densities.gaussian_kl(0.1, x, x, 0.2), densities.laplace_kl(abs(x), 0.7),
+                  densities.gaussian_sample(0.1, 0.7, x),
+                  densities.laplace_sample(0.1, 0.7, abs(x) / 2)):
+        assert found.dtype == "float32"
+
+
 # -- Mixtures ------------------------------------------------------------------------------------
 
 def test_a_mixture_multiplies_dimensions_before_it_mixes(move, rng):
