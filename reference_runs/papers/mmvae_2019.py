@@ -1,0 +1,279 @@
+"""Record mixture-of-experts variational autoencoders (arXiv:1911.03393v1) in PyTorch.
+
+    python -m reference_runs.papers.mmvae_2019
+
+The kinds multivae and multivae_iwae are MultiVae's MMVAE, unmodified, with the encoders and
+decoders below and the recorded draws in place of PyTorch's own. The kind bounds is written from the
+paper and from the released objectives.py, datum by datum and sample by sample, with densities of
+torch.distributions; gradients that are not autograd's own of a bound are made with hooks on the
+samples, as the paper's authors and MultiVae make them.
+
+torchvision, which MultiVae imports and does not need here, is stood in for as in mvae_2018.
+"""
+import math
+from unittest import mock
+
+import torch
+from torch.distributions import Laplace, kl_divergence
+from torch.nn import Linear, Module, ModuleList, Parameter
+
+from reference_runs.papers.mvae_2018 import (       # first, for what it puts in torchvision's place
+    PACKAGES, BaseDecoder, BaseEncoder, IncompleteDataset, ModelOutput, MultimodalBaseDataset,
+    normal, take)
+from reference_runs.recorder import save, start
+
+from multivae.models import MMVAE, MMVAEConfig
+
+PAPER = "mmvae_2019"
+MULTIVAE = {"kind": "third-party", "repository": "AgatheSenellart/MultiVae", "commit": "1.0.3",
+            "entry": "multivae.models.MMVAE"}
+M, D, H, WIDTHS = 2, 3, 4, (5, 4)
+
+
+class Encoder(BaseEncoder):
+    def __init__(self, width):
+        BaseEncoder.__init__(self)
+        self.latent_dim = D
+        self.hidden = ModuleList([Linear(width, H)])
+        self.location, self.scale = Linear(H, D), Linear(H, D)
+
+    def forward(self, x):
+        for layer in self.hidden:
+            x = torch.relu(layer(x))
+        return ModelOutput(embedding=self.location(x), log_covariance=self.scale(x))
+
+
+class Decoder(BaseDecoder):
+    def __init__(self, width):
+        BaseDecoder.__init__(self)
+        self.layers = ModuleList([Linear(D, H), Linear(H, width)])
+
+    def forward(self, z):
+        mean = torch.sigmoid(self.layers[1](torch.relu(self.layers[0](z))))
+        return ModelOutput(reconstruction=mean.clamp(1e-6, 1 - 1e-6))
+
+
+class Networks(Module):
+    def __init__(self, rng, scale):
+        super().__init__()
+        self.encoders = ModuleList([Encoder(width) for width in WIDTHS])
+        self.decoders = ModuleList([Decoder(width) for width in WIDTHS])
+        self.prior = Parameter(torch.empty(D))
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(scale * normal(rng, *p.shape))
+
+    def named(self, of):
+        """What ``of`` gives for each parameter, as in mvae_2018."""
+        found = {}
+        for name, p in self.named_parameters():
+            name = name.replace(".layers.", ".").replace(".weight", ".w").replace(".bias", ".b")
+            found[name] = of(p).T if name.endswith(".w") else of(p)
+        return {**{name: a for name, a in found.items() if name != "prior"},
+                "prior": found["prior"]}
+
+    def gradients(self, loss):
+        for p in self.parameters():
+            p.grad = None
+        loss.backward(retain_graph=True)
+        return self.named(lambda p: torch.zeros_like(p) if p.grad is None else p.grad.clone())
+
+
+def draws(rng, K, B):
+    return ([torch.from_numpy(rng.random((B, width))) for width in WIDTHS],
+            torch.from_numpy(rng.random((M, K, B, D))))
+
+
+def inputs(x, u, **more):
+    return {"x.0": x[0], "x.1": x[1], "u": u, **more}
+
+
+# -- Bounds, sample by sample --------------------------------------------------------------------
+
+class Datum:
+    """One datum: its posteriors, samples [M][K] and all log weights [M][K].
+
+    ``stopped``: with parameters of posteriors that carry no gradient, as DReG has them.
+    """
+    def __init__(self, networks, x, u, rho, stopped=False):
+        self.q = []
+        for m in range(M):
+            out = networks.encoders[m](x[m][None])
+            scale = D * torch.softmax(out.log_covariance[0], dim=0) + 1e-6
+            self.q.append(Laplace(out.embedding[0], scale))
+        self.p = Laplace(torch.zeros(D), D * torch.softmax(networks.prior, dim=0))
+        self.z = [[self.q[m].icdf(u[m, k]) for k in range(len(u[m]))] for m in range(M)]
+        densities = [Laplace(q.loc.detach(), q.scale.detach()) for q in self.q] if stopped \
+            else self.q
+        self.log_q = [[[densities[r].log_prob(z).sum() for r in range(M)] for z in row]
+                      for row in self.z]
+        self.log_mixture = [[torch.logsumexp(torch.stack(each), dim=0) - math.log(M)
+                             for each in row] for row in self.log_q]
+        self.log_p = [[[Laplace(networks.decoders[d](z).reconstruction, 0.75).log_prob(x[d]).sum()
+                        for z in row] for row in self.z] for d in range(M)]
+        self.log_w = [[self.p.log_prob(z).sum() + sum(rho[d] * self.log_p[d][m][k]
+                                                      for d in range(M)) - self.log_mixture[m][k]
+                       for k, z in enumerate(row)] for m, row in enumerate(self.z)]
+
+    def naive_elbo(self, rho):
+        K = len(self.z[0])
+        return sum(sum(sum(rho[d] * self.log_p[d][m][k] for d in range(M)) for k in range(K)) / K
+                   - kl_divergence(self.q[m], self.p).sum() for m in range(M)) / M
+
+    def elbo(self):
+        return sum(sum(row) / len(row) for row in self.log_w) / M
+
+    def looser(self):
+        return sum(log_mean_exp(row) for row in self.log_w) / M
+
+    def tighter(self):
+        return log_mean_exp([w for row in self.log_w for w in row])
+
+    def cheap_elbo(self):
+        """m_elbo_naive of the released code: lpx_zs of [r][d], weighted where r is not d."""
+        total = 0
+        for r in range(M):
+            for d in range(M):
+                z = self.z[d][0].detach()
+                omega = 1.0
+                if r != d:
+                    log_q = [self.q[i].log_prob(z).sum() for i in (r, d)]
+                    omega = torch.exp(log_q[0] - log_q[1].detach())
+                total = total + omega * self.log_p[d][d][0]
+            total = total - kl_divergence(self.q[r], self.p).sum()
+        return total / M
+
+    def weights(self, together):
+        """w~, constants: over the samples of each modality, or over all."""
+        log_w = torch.stack([torch.stack(row) for row in self.log_w]).detach()
+        if together:
+            return torch.softmax(log_w.reshape(-1), dim=0).reshape(log_w.shape)
+        return torch.softmax(log_w, dim=1)
+
+    def surrogate(self, together, squared):
+        """sum w~ log w, on whose way back hooks multiply by w~ again what goes through samples."""
+        w = self.weights(together)
+        if squared:
+            for m, row in enumerate(self.z):
+                for k, z in enumerate(row):
+                    z.register_hook(lambda g, factor=w[m, k]: factor * g)
+        total = sum(w[m, k] * self.log_w[m][k] for m in range(M) for k in range(len(self.z[0])))
+        return total if together else total / M
+
+
+def log_mean_exp(log_w):
+    return torch.logsumexp(torch.stack(log_w), dim=0) - math.log(len(log_w))
+
+
+def record_bounds(case, seed, K, B, rho=(1.0, 1.0), scale=0.7):
+    rng = start(seed)
+    networks = Networks(rng, scale)
+    x, u = draws(rng, K, B)
+
+    def all_data(**settings):
+        return [Datum(networks, [a[b] for a in x], u[:, :, b], rho, **settings) for b in range(B)]
+
+    data = all_data()
+    bounds = {"naive_elbo": [datum.naive_elbo(rho) for datum in data],
+              "elbo": [datum.elbo() for datum in data],
+              "looser_bound": [datum.looser() for datum in data],
+              "tighter_bound": [datum.tighter() for datum in data],
+              "cheap_elbo": [datum.cheap_elbo() for datum in data]}
+    gradients = {name: networks.gradients(sum(of_data)) for name, of_data in bounds.items()}
+    for name, squared in (("dreg_gradient", True), ("released_gradient", False)):
+        for bound, together in (("looser", False), ("tighter", True)):
+            gradients[f"{name}.{bound}"] = networks.gradients(
+                sum(datum.surrogate(together, squared) for datum in all_data(stopped=True)))
+
+    def by_datum(of):
+        """[..., B] of nested lists of numbers or vectors, one for each datum."""
+        found = [stacked(of(datum)) for datum in data]
+        return torch.stack(found, dim=-1)
+
+    def stacked(nested):
+        return torch.stack([stacked(part) for part in nested]) if isinstance(nested, list) \
+            else nested
+
+    save(f"{PAPER}/bounds/{case}", seed=seed,
+         source={"kind": "transcription", "of": "arXiv:1911.03393v1, Section 3; iffsid/mmvae at "
+                 "54398d7, objectives.py", "densities": "torch.distributions.Laplace"},
+         **{"in": inputs(x, u)}, param=networks.named(lambda p: p.detach()), set={"rho": rho},
+         out={"location": by_datum(lambda d: [q.loc for q in d.q]).swapaxes(1, 2),
+              "scale": by_datum(lambda d: [q.scale for q in d.q]).swapaxes(1, 2),
+              "z": by_datum(lambda d: d.z).swapaxes(2, 3),
+              "log_likelihoods": by_datum(lambda d: d.log_p),
+              "log_mixture_posterior": by_datum(lambda d: d.log_mixture),
+              "log_w": by_datum(lambda d: d.log_w),
+              "looser_weights": by_datum(lambda d: d.weights(False)),
+              "tighter_weights": by_datum(lambda d: d.weights(True)),
+              **{name: torch.stack(of_data) for name, of_data in bounds.items()},
+              **{f"grad.{name}.{key}": g for name, named in gradients.items()
+                 for key, g in named.items()}})
+
+
+# -- MultiVae ------------------------------------------------------------------------------------
+
+def model(networks, loss, K, rho):
+    names = [f"m{m}" for m in range(M)]
+    config = MMVAEConfig(
+        n_modalities=M, latent_dim=D, input_dims={n: (w,) for n, w in zip(names, WIDTHS)}, K=K,
+        decoders_dist=dict.fromkeys(names, "laplace"), loss=loss, uses_likelihood_rescaling=True,
+        decoder_dist_params={name: {"scale": 0.75} for name in names},
+        rescale_factors=dict(zip(names, rho)))
+    mmvae = MMVAE(config, dict(zip(names, networks.encoders)), dict(zip(names, networks.decoders)))
+    with torch.no_grad():
+        mmvae.prior_log_var.copy_(networks.prior)
+    return mmvae
+
+
+def record_multivae(case, seed, K, B, rho=(1.0, 1.0), missing=False, iwae=False):
+    """The losses that it trains by, or the bound that it tests by."""
+    rng = start(seed)
+    networks = Networks(rng, 0.7)
+    x, u = draws(rng, K, B)
+    present = torch.ones(M, B, dtype=bool)
+    if missing:
+        present = torch.from_numpy(rng.random((M, B)) < 0.5)
+        present[seed % M] |= ~present.any(dim=0)
+        x = [a * here[:, None] for a, here in zip(x, present)]
+    named = {f"m{m}": a for m, a in enumerate(x)}
+    data = IncompleteDataset(named, {f"m{m}": here for m, here in enumerate(present)}) \
+        if missing else MultimodalBaseDataset(named)
+
+    def run(loss):
+        mmvae = model(networks, loss, K, rho)
+        left = iter(u)
+
+        def uniform(tensor, *_):
+            """Laplace.rsample asks for draws from (-1, 1)."""
+            return tensor.copy_(2 * take(left, tensor.shape) - 1)
+
+        with mock.patch.object(torch.Tensor, "uniform_", uniform):
+            out = mmvae(data, detailed_output=True)
+        if iwae:
+            out.loss = mmvae.iwae(out.qz_xs, out.zss, out.recon, data).loss
+        gradients = networks.gradients(-out.loss)
+        gradients["prior"] = mmvae.prior_log_var.grad[0].clone()
+        return -out.loss, gradients
+
+    value, plain = run("iwae_looser")
+    gradients = {"grad": plain} if iwae else {"grad.dreg": run("dreg_looser")[1],
+                                              "grad.looser": plain}
+    save(f"{PAPER}/{'multivae_iwae' if iwae else 'multivae'}/{case}", seed=seed, packages=PACKAGES,
+         source={**MULTIVAE, "entry": "multivae.models.MMVAE" + (".iwae" if iwae else "")},
+         **{"in": inputs(x, u, **({} if iwae else {"present": present}))},
+         param=networks.named(lambda p: p.detach()), set={"rho": rho},
+         out={"tighter_bound" if iwae else "looser_bound": value,
+              **{f"{name}.{key}": g for name, named in gradients.items()
+                 for key, g in named.items()}})
+
+
+if __name__ == "__main__":
+    record_bounds("one_sample", seed=0, K=1, B=4)
+    record_bounds("three_samples", seed=1, K=3, B=3, rho=(1.0, 1.25))
+    record_bounds("far_apart", seed=2, K=2, B=2, scale=3.0)
+    record_multivae("one_sample", seed=3, K=1, B=4)
+    record_multivae("five_samples", seed=4, K=5, B=4, rho=(1.0, 1.25))
+    record_multivae("missing", seed=5, K=4, B=6, missing=True)
+    record_multivae("one_sample", seed=6, K=1, B=3, iwae=True)
+    record_multivae("four_samples", seed=7, K=4, B=3, rho=(2.0, 1.0), iwae=True)

@@ -1,0 +1,280 @@
+"""Record multimodal variational autoencoders (arXiv:1802.05335v3) in PyTorch.
+
+    python -m reference_runs.papers.mvae_2018
+
+The kinds multivae and log_likelihood are MultiVae's MVAE, unmodified, with the encoders and
+decoders below and the recorded draws in place of PyTorch's own; product and objective are written
+from the paper, datum by datum, with densities and divergences of torch.distributions.
+
+MultiVae imports torchvision, for data sets and measures that are not used here, and which does not
+import beside this torch: mock objects stand in for it.
+"""
+import sys
+from unittest import mock
+
+import torch
+from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
+from torch.nn import Linear, Module, ModuleList
+
+for name in ("", ".transforms", ".datasets", ".models", ".utils", ".datasets.utils",
+             ".transforms.functional", ".datasets.folder"):
+    sys.modules[f"torchvision{name}"] = mock.MagicMock()
+
+from multivae.data.datasets.base import IncompleteDataset, MultimodalBaseDataset  # noqa: E402
+from multivae.models import MVAE, MVAEConfig  # noqa: E402
+from pythae.models.base.base_model import BaseDecoder, BaseEncoder  # noqa: E402
+from pythae.models.base.base_utils import ModelOutput  # noqa: E402
+
+from reference_runs.recorder import save, start  # noqa: E402
+
+torch.set_default_dtype(torch.float64)
+torch.distributions.Distribution.set_default_validate_args(False)    # grey pixels are no coins
+PAPER = "mvae_2018"
+MULTIVAE = {"kind": "third-party", "repository": "AgatheSenellart/MultiVae", "commit": "1.0.3",
+            "entry": "multivae.models.MVAE"}
+PACKAGES = ("torch", "numpy", "multivae", "pythae")
+M, D, H, WIDTHS = 3, 3, 4, (5, 4, 3)
+
+
+# -- Networks ------------------------------------------------------------------------------------
+
+class Encoder(BaseEncoder):
+    def __init__(self, width):
+        BaseEncoder.__init__(self)
+        self.latent_dim = D
+        self.hidden = ModuleList([Linear(width, H)])
+        self.mean, self.log_variance = Linear(H, D), Linear(H, D)
+
+    def forward(self, x):
+        for layer in self.hidden:
+            x = torch.relu(layer(x))
+        return ModelOutput(embedding=self.mean(x), log_covariance=self.log_variance(x))
+
+
+class Decoder(BaseDecoder):
+    def __init__(self, width):
+        BaseDecoder.__init__(self)
+        self.layers = ModuleList([Linear(D, H), Linear(H, width)])
+
+    def forward(self, z):
+        return ModelOutput(reconstruction=self.layers[1](torch.relu(self.layers[0](z))))
+
+
+class Networks(Module):
+    def __init__(self, rng):
+        super().__init__()
+        self.encoders = ModuleList([Encoder(width) for width in WIDTHS])
+        self.decoders = ModuleList([Decoder(width) for width in WIDTHS])
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(normal(rng, *p.shape))
+
+    def named(self, of):
+        """What ``of`` gives for each parameter, by the name and in the layout of [input, output].
+
+        torch.nn.Linear holds its matrix the other way round.
+        """
+        found = {}
+        for name, p in self.named_parameters():
+            name = name.replace(".layers.", ".").replace(".weight", ".w").replace(".bias", ".b")
+            found[name] = of(p).T if name.endswith(".w") else of(p)
+        return found
+
+
+def normal(rng, *shape):
+    return torch.from_numpy(rng.standard_normal(shape))
+
+
+def data(rng, N):
+    """Two modalities of grey pixels, one of labels."""
+    label = torch.from_numpy(rng.integers(0, WIDTHS[2], N))
+    return [*(torch.from_numpy(rng.random((N, width))) for width in WIDTHS[:2]),
+            torch.nn.functional.one_hot(label, WIDTHS[2]).to(torch.float64)]
+
+
+# -- Products, expert by expert ------------------------------------------------------------------
+
+def product(experts):
+    """Mean and log-variance of a product of densities N(mean, variance)^power, for one number."""
+    precision = sum(power / variance for _, variance, power in experts)
+    mean = sum(power * mean / variance for mean, variance, power in experts) / precision
+    return mean, -torch.log(precision)
+
+
+def released(experts, epsilon=1e-8):
+    """As ProductOfExperts of the released code, line by line."""
+    variances = [variance + epsilon for _, variance, _ in experts]
+    T = [1 / (variance + epsilon) for variance in variances]
+    mean = sum(mean * t for (mean, _, _), t in zip(experts, T)) / sum(T)
+    return mean, torch.log(1 / sum(T) + epsilon)
+
+
+def record_product(case, seed, M, N, D, missing=False, narrow=0.0):
+    rng = start(seed)
+    mean, log_variance = normal(rng, M, N, D), normal(rng, M, N, D)
+    log_variance = -narrow - log_variance.abs()       # at most the prior's: a quotient exists
+    present = torch.ones(M, N, dtype=bool)
+    if missing:
+        present = torch.from_numpy(rng.random((M, N)) < 0.5)
+        present[:, 0] = False
+    cotangents = {"mean": normal(rng, N, D), "log_variance": normal(rng, N, D)}
+    leaves = {"mean": mean.requires_grad_(), "log_variance": log_variance.requires_grad_()}
+    prior = (torch.zeros(()), torch.ones(()), 1)
+
+    def everywhere(one):
+        both = [[one(n, d, [(mean[m, n, d], torch.exp(log_variance[m, n, d]), 1)
+                            for m in range(M)]) for d in range(D)] for n in range(N)]
+        return [torch.stack([torch.stack([pair[i] for pair in row]) for row in both])
+                for i in range(2)]
+
+    out = {}
+    for name, one in {
+            "product_of_experts": lambda n, d, experts: product(
+                [prior, *(e for m, e in enumerate(experts) if present[m, n])]),
+            "product_with_quotients": lambda n, d, experts: product(
+                [*experts, (*prior[:2], 1 - M)]),
+            "product_of_experts_released": lambda n, d, experts: released([*experts, prior]),
+    }.items():
+        found = dict(zip(cotangents, everywhere(one)))
+        loss = sum((found[part] * cotangents[part]).sum() for part in found)
+        gradients = torch.autograd.grad(loss, list(leaves.values()))
+        out.update({f"{name}.{part}": value for part, value in found.items()})
+        out.update({f"{name}.grad.{part}": g for part, g in zip(leaves, gradients)})
+    save(f"{PAPER}/product/{case}", seed=seed,
+         source={"kind": "transcription", "of": "arXiv:1802.05335v3, Eq. (3); "
+                 "mhw32/multimodal-vae-public at 2a358eb, ProductOfExperts"},
+         **{"in": {**leaves, "present": present,
+                   **{f"cotangent.{part}": c for part, c in cotangents.items()}}}, out=out)
+
+
+# -- The objective, datum by datum ---------------------------------------------------------------
+
+def log_likelihood(m, x, logits):
+    if m == 2:
+        return Categorical(logits=logits).log_prob(x.argmax())
+    return Bernoulli(logits=logits).log_prob(x).sum()
+
+
+def bound(networks, x, members, epsilon, weights, beta):
+    """For one datum: x is {m: [D_m]} of what it has. Mean, log-variance and bound."""
+    found = [networks.encoders[m](x[m][None]) for m in members if m in x]
+    experts = [(e.embedding[0], torch.exp(e.log_covariance[0]), 1) for e in found]
+    mean, log_variance = product([(torch.zeros(D), torch.ones(D), 1), *experts])
+    posterior = Normal(mean, torch.exp(log_variance / 2))
+    z = mean + posterior.scale * epsilon
+    elbo = -beta * kl_divergence(posterior, Normal(torch.zeros(D), torch.ones(D))).sum()
+    for m in members:
+        if m in x:
+            logits = networks.decoders[m](z).reconstruction
+            elbo = elbo + weights[m] * log_likelihood(m, x[m], logits)
+    return mean, log_variance, elbo
+
+
+def record_objective(case, seed, N, chosen, missing, weights=(1.0, 1.0, 1.0), beta=1.0,
+                     multivae=False):
+    """The text's objective, or MultiVae's."""
+    rng = start(seed)
+    networks = Networks(rng)
+    x = data(rng, N)
+    present = torch.ones(M, N, dtype=bool)
+    if missing:
+        present = torch.from_numpy(rng.random((M, N)) < 0.6)
+        present[:, 0] = False
+        present[:, 1] = True
+        x = [a * here[:, None] for a, here in zip(x, present)]
+    epsilon = normal(rng, len(chosen), N, D)
+
+    by_datum = [[bound(networks, {m: x[m][n] for m in range(M) if present[m, n]}, members,
+                       epsilon[i, n], weights, beta) for n in range(N)]
+                for i, members in enumerate(chosen)]
+    stacked = [[torch.stack(parts) for parts in zip(*data)] for data in by_datum]
+    elbos = torch.stack([found for _, _, found in stacked])
+    objective = -loss_of_multivae(networks, x, present, chosen, epsilon, weights, beta) \
+        if multivae else sum(elbos[:, n].sum() for n in range(N)) / N
+    objective.backward()
+    save(f"{PAPER}/{'multivae' if multivae else 'objective'}/{case}", seed=seed,
+         packages=PACKAGES if multivae else PACKAGES[:2],
+         source={**MULTIVAE, "posterior, elbos": "transcription"} if multivae else
+         {"kind": "transcription", "of": "arXiv:1802.05335v3, Eqs. (2)-(4)",
+          "densities": "torch.distributions"},
+         **{"in": {**{f"x.{m}": a for m, a in enumerate(x)}, "present": present,
+                   "epsilon": epsilon}},
+         param=networks.named(lambda p: p.detach()),
+         set={"chosen": [[int(m in members) for m in range(M)] for members in chosen],
+              "weights": weights, "beta": beta},
+         out={**{f"posterior.{i}.{part}": value for i, (mean, log_variance, _) in
+                 enumerate(stacked) for part, value in
+                 (("mean", mean), ("log_variance", log_variance))},
+              "elbos": elbos, "objective": objective,
+              **{f"grad.{name}": g for name, g in networks.named(lambda p: p.grad).items()}})
+
+
+# -- MultiVae ------------------------------------------------------------------------------------
+
+def model(networks, k, weights, warmup):
+    names = [f"m{m}" for m in range(M)]
+    config = MVAEConfig(
+        n_modalities=M, latent_dim=D, input_dims={n: (w,) for n, w in zip(names, WIDTHS)}, k=k,
+        decoders_dist=dict(zip(names, ("bernoulli", "bernoulli", "categorical"))), warmup=warmup,
+        uses_likelihood_rescaling=True, rescale_factors=dict(zip(names, weights)))
+    return MVAE(config, dict(zip(names, networks.encoders)), dict(zip(names, networks.decoders)))
+
+
+def loss_of_multivae(networks, x, present, chosen, epsilon, weights, beta):
+    """Draws are handed to it where it asks for them: which pairs, and what samples z."""
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    assert chosen[:4] == [(0, 1, 2), (0,), (1,), (2,)]
+    mvae = model(networks, len(chosen) - 4, weights, warmup=10)
+    named = {f"m{m}": a for m, a in enumerate(x)}
+    rows = torch.ones(len(chosen), len(x[0]), dtype=bool)
+    inputs = MultimodalBaseDataset(named)
+    if not present.all():
+        inputs = IncompleteDataset(named, {f"m{m}": here for m, here in enumerate(present)})
+        rows = torch.stack([present[list(members)].any(dim=0) for members in chosen])
+    draws = iter([e[here] for e, here in zip(epsilon, rows) if here.any()])
+    # its beta is (epoch - 1 + batch_ratio) / warmup before that epoch
+    epoch = 10 if beta == 1 else 1 + int(beta * 10)
+    with mock.patch("torch.distributions.normal._standard_normal",
+                    lambda shape, dtype, device: take(draws, shape)), \
+            mock.patch("multivae.models.mvae.mvae_model.choice",
+                       lambda *_, **__: [pairs.index(pair) for pair in chosen[4:]]):
+        return mvae(inputs, epoch=epoch, batch_ratio=beta * 10 - epoch + 1).loss
+
+
+def take(draws, shape):
+    found = next(draws)
+    assert found.shape == shape
+    return found
+
+
+def record_log_likelihood(case, seed, N, K):
+    """A datum at a time, so that what it adds up over a batch is seen of each."""
+    rng = start(seed)
+    networks, x, epsilon = Networks(rng), data(rng, N), normal(rng, K, N, D)
+    mvae = model(networks, 0, (1.0, 1.0, 1.0), warmup=0)
+    found = []
+    for n in range(N):
+        draws = iter([epsilon[:, n:n + 1]])
+        with mock.patch("torch.distributions.normal._standard_normal",
+                        lambda shape, dtype, device: take(draws, shape)):
+            found.append(-mvae.compute_joint_nll(MultimodalBaseDataset(
+                {f"m{m}": a[n:n + 1] for m, a in enumerate(x)}), K=K, batch_size_K=K))
+    save(f"{PAPER}/log_likelihood/{case}", seed=seed, packages=PACKAGES,
+         source={**MULTIVAE, "entry": "multivae.models.MVAE.compute_joint_nll"},
+         **{"in": {**{f"x.{m}": a for m, a in enumerate(x)}, "epsilon": epsilon}},
+         param=networks.named(lambda p: p.detach()), out={"log_likelihood": torch.stack(found)})
+
+
+if __name__ == "__main__":
+    EACH = [(0, 1, 2), (0,), (1,), (2,)]
+    record_product("complete", seed=0, M=2, N=4, D=3)
+    record_product("missing", seed=1, M=4, N=6, D=2, missing=True)
+    record_product("narrow", seed=2, M=3, N=3, D=2, narrow=16.0)   # the small numbers count
+    record_objective("complete", seed=3, N=4, chosen=[*EACH, (0, 2)], missing=False)
+    record_objective("missing", seed=4, N=8, chosen=[*EACH, (1, 2)], missing=True,
+                     weights=(1.0, 0.5, 10.0), beta=0.3)
+    record_objective("joint", seed=5, N=1, chosen=EACH[:1], missing=False)
+    record_objective("complete", seed=6, N=4, chosen=EACH, missing=False, multivae=True)
+    record_objective("missing", seed=7, N=8, chosen=[*EACH, (0, 1), (1, 2)], missing=True,
+                     weights=(1.0, 0.5, 10.0), beta=0.25, multivae=True)
+    record_log_likelihood("complete", seed=8, N=3, K=5)
