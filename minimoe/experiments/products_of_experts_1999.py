@@ -13,7 +13,7 @@ from minimoe.experiments import harness
 from minimoe.experiments.boltzmann_machines import (
     annealing, bars_and_stripes, cosines, digit_scores, features, learning_steps, patterns)
 from minimoe.experiments.harness import Claim, Result, Table
-from minimoe.experiments.unigauss_grid import EXPERTS, MISSING, STAGES, study
+from minimoe.experiments.unigauss_grid import EXPERTS, MISSING, STAGES, is_thin, study
 
 SCALES = (20, 5, 1)                          # of the weights of small machines
 KS = (1, 2, 4, 8, 16, 32, 64)                # of CD-k
@@ -212,7 +212,7 @@ def reported(found):
 
 
 def each(values):
-    return ", ".join(values)
+    return "; ".join(values)
 
 
 # -- Tables --------------------------------------------------------------------------------------
@@ -336,7 +336,7 @@ def draw_experts(axis, best):
     axis.plot(*best.data.T, ".", color=QUIET, markersize=3)
     sd = np.exp(-0.5 * best.params.log_tau)                            # [M, 2]
     pi = 1 / (1 + np.exp(-best.params.logit_pi))
-    strips = sd.max(axis=-1) > 10 * sd.min(axis=-1)
+    strips = is_thin(best.params)
     for mu, size, p, strip in zip(best.params.mu, sd, pi, strips):
         axis.add_patch(Ellipse(
             mu, *(4 * size), edgecolor=PRODUCT if strip else MIXTURE, linewidth=1.4,
@@ -372,7 +372,7 @@ def draw_bars(axis, bars):
     axis.set(xlabel="updates", ylabel="log likelihood, mean over 14 patterns", ylim=(-6.4, -2.5))
     axis.legend(fontsize=8, loc="lower right")
     for i, pattern in enumerate(patterns()[[1, 3, 5, 9]]):
-        inset = axis.inset_axes([0.33 + 0.1 * i, 0.44, 0.08, 0.08])
+        inset = axis.inset_axes([0.05 + 0.11 * i, 0.76, 0.09, 0.09])
         inset.imshow(pattern.reshape(3, 3), cmap="Greys", vmin=0, vmax=1)
         inset.set(xticks=[], yticks=[])
 
@@ -383,7 +383,7 @@ def draw_annealing(axis, machines, lengths):
                   label=f"{h} hidden units, log Z = {machine['log_partition']:.2f}")
     axis.axhspan(-0.15, 0.15, color="#f3e3b3", zorder=0)
     axis.axhline(0, color="black", linewidth=0.8)
-    axis.set(xscale="log", xlabel="steps of annealing, 100 chains", ylim=(-0.4, 0.4),
+    axis.set(xscale="log", xlabel="steps of annealing, 100 chains", ylim=(-0.25, 0.25),
              ylabel="estimate less exact log Z")
     axis.legend(fontsize=8)
 
@@ -403,7 +403,7 @@ def draw_digits(axis, digits):
         values = np.array([split[reader] for split in digits])
         colour = PRODUCT if reader in ("scores", "normalised") else QUIET
         axis.barh(place, values.mean(), color=colour, height=0.6)
-        axis.plot(values, np.full(len(values), place), "o", color="black", markersize=4)
+        axis.plot(values, np.full(len(values), place + 0.38), "o", color="black", markersize=4)
         axis.text(0.61, place, f"{READERS[reader]}: {values.mean():.3f}", color="white",
                   va="center", fontsize=10, weight="bold")
     axis.set(xlim=(0.6, 1), ylim=(len(READERS) - 0.5, -0.5), yticks=[],

@@ -105,11 +105,16 @@ def mass_missing(log_p):
     return float(np.exp(log_p[cells]).sum() / RESOLUTION ** 2)
 
 
+def is_thin(params):
+    """Which experts are strips. -> [M] bool"""
+    sd = np.exp(-0.5 * params.log_tau)                                 # [M, 2]
+    return (sd.min(axis=-1) < THIN) & (sd.max(axis=-1) > OBLONG * sd.min(axis=-1))
+
+
 def thin(params):
     """How many experts are thin along x1, and along x2."""
-    sd = np.exp(-0.5 * params.log_tau)                                 # [M, 2]
-    strips = (sd.min(axis=-1) < THIN) & (sd.max(axis=-1) > OBLONG * sd.min(axis=-1))
-    return np.array([(strips & (sd.argmin(axis=-1) == axis)).sum() for axis in (0, 1)])
+    along = params.log_tau.argmax(axis=-1)                             # [M]
+    return np.array([(is_thin(params) & (along == axis)).sum() for axis in (0, 1)])
 
 
 # -- A mixture of as many Gaussians --------------------------------------------------------------
