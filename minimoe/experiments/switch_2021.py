@@ -260,7 +260,7 @@ def gates_alone(settings):
     few = settings.quick
     rng = np.random.default_rng(settings.seed)
     return Gates(
-        {E: precision(settings, rng, E, 1 if few else 4) for E in (8, 64, 256)},
+        {E: precision(settings, rng, E, 1 if few else 8) for E in (8, 64, 256)},
         {setting: left_behind(settings, rng, *setting, 1 if few else 10)
          for setting in LEFT_BEHIND},
         {crowd: overflow(settings, rng, *crowd, 2 if few else 100) for crowd in CROWDS})
