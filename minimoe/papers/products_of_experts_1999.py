@@ -277,7 +277,7 @@ def _moments(v, h, q=None):
     if q is None:
         q = 0 * v[..., 0] + 1 / v.shape[-2]                            # [N]
     weighted, q = v * q[..., None], q[..., None, :]                    # [N, D], [1, N]
-    return RBMParams(weighted.swapaxes(-1, -2) @ h, weighted.sum(axis=-2), (q @ h)[..., 0, :])
+    return RBMParams(weighted.swapaxes(-1, -2) @ h, (q @ v)[..., 0, :], (q @ h)[..., 0, :])
 
 
 def rbm_gibbs(params, v, u_hidden, u_visible):
