@@ -113,10 +113,11 @@ def patterns():
 def bars_and_stripes(settings, rng, method, machines, updates, watch=50):
     """Mean log likelihood as several 9 x 8 machines learn: {update: [machines]}
 
-    ``method`` is "exact", "persistent" or the k of CD-k; 10 chains for each pattern.
+    ``method`` is "exact", "persistent" or the k of CD-k; 10 chains for each pattern. Starting
+    weights come from the seed of the settings, so that all methods have the same.
     """
-    v = patterns()
-    params = [rbm_init(rng, np.full(9, 0.5), 8) for _ in range(machines)]
+    v, starts = patterns(), np.random.default_rng(settings.seed)
+    params = [rbm_init(starts, np.full(9, 0.5), 8) for _ in range(machines)]
     params = harness.move(settings, tree.map(lambda *p: np.stack(p), *params))
     place = (v @ 2 ** np.arange(9)[::-1]).astype(int)
     q = np.bincount(place, minlength=512) / len(v)                     # [512]

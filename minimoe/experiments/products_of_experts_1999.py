@@ -29,11 +29,11 @@ READERS = {"raw": "largest score", "pixels": "softmax of pixels",
 
 def plan(quick):
     """What is run: {study: [(function, its arguments)]}, the longest first."""
-    updates, epochs, repeats = (100, 3, 1) if quick else (4000, 100, 3)
+    updates, machines, epochs, repeats = (100, 2, 3, 1) if quick else (4000, 6, 100, 3)
     stages = {1: 20, 2: 10} if quick else STAGES
     return {
         "grid": [(study, dict(stages=stages, fits=2 if quick else 30))] * (1 if quick else 4),
-        "bars": [(bars_and_stripes, dict(method=method, machines=3, updates=updates))
+        "bars": [(bars_and_stripes, dict(method=method, machines=machines, updates=updates))
                  for method in METHODS.values()],
         "digits": [(digit_scores, dict(epochs=epochs, steps=20 if quick else 500))] * repeats,
         "features": [(features, dict(epochs=3 if quick else 658))],
@@ -251,7 +251,7 @@ def table_of_bars(bars):
     rows = [(name, *(f"{run[update].mean():.3f}" for update in ends(run)),
              f"{run[max(run)].min():.3f} to {run[max(run)].max():.3f}")
             for name, run in zip(METHODS, bars)]
-    return Table("Bars and stripes: log likelihood as it is learnt, mean of 3 machines",
+    return Table(f"Bars and stripes: log likelihood as {bars[0][0].size} machines learn it, mean",
                  ("", *(f"{update}" for update in ends(bars[0])), "in the end"), rows,
                  f"No model has more than -log {len(patterns())} = "
                  f"{-np.log(len(patterns())):.3f}.")
