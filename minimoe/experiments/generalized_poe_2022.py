@@ -173,11 +173,11 @@ def judged_models(halves, pairs):
     falls = [pairs[row, 1.0, "weight of image A"] / pairs[row, 0.0, "weight of image A"]
              for row in (UPON, GPOE)]
     yield Claim(
-        "There too weight leaves the image that is noise: to less than a quarter of what it has in "
+        "There too weight leaves the image that is noise: it has less than half of what it has in "
         "clean pairs, for every seed, learnt afterwards or together.",
         "contributions vary with credibility (abstract)",
-        f"to {ranged(falls[0], 3)} of it, learnt together {ranged(falls[1], 3)}",
-        bool(max(fall.max() for fall in falls) < 0.25))
+        f"{ranged(falls[0], 3)} of it, learnt together {ranged(falls[1], 3)}",
+        bool(max(fall.max() for fall in falls) < 0.5))
 
 
 def judged_processes(processes):
@@ -189,7 +189,7 @@ def judged_processes(processes):
     yield Claim(
         "Far from the data the plain product of 8 processes is 8 times too sure; with weights that "
         "sum to one it is the prior again, and so is the robust committee: within 1 %.",
-        "by construction (Cao and Fleet)",
+        "by construction",
         "; ".join(f"{name} {far[name].mean():.4f}" for name in
                   (OF_PROCESSES, EQUAL, NORMALIZED, COMMITTEE)) + " of the prior's variance",
         bool(abs(far[OF_PROCESSES] * 8 - 1).max() < 0.01 and max(
@@ -209,7 +209,7 @@ def judged_processes(processes):
         "With the data shared out at random, the plain product claims too much: its 95 % "
         "intervals hold less than 93 % of the function, those of the entropy-weighted product more "
         "than 95 %.",
-        "gPoE calibrated, PoE over-confident", f"{plain:.1%} and {learnt:.1%}",
+        "robust (abstract; no figure read)", f"{plain:.1%} and {learnt:.1%}",
         bool(plain < 0.93 and learnt > 0.95))
 
 
@@ -371,8 +371,8 @@ def table_of_processes(processes):
     return Table(
         f"8 Gaussian processes of 20 data each; mean of {len(processes['blocks', WHOLE, 'rmse'])} "
         "draws",
-        ("product", *(f"{split}{measure}" for split in ("blocks: ", "random: ")
-                      for measure in ("RMSE", "NLPD", "coverage", "far"))),
+        ("product", "blocks: RMSE", "NLPD", "coverage", "far",
+         "random: RMSE", "NLPD", "coverage", "far"),
         [(name, *cells(name, "blocks"), *cells(name, "random")) for name in FUSIONS],
         "Of the latent function where data are; coverage of the 95 % interval; far: variance out "
         "of their sight, where the prior's is 1.")
