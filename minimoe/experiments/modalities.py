@@ -19,7 +19,7 @@ from minimoe.optim import adam, adam_init, amsgrad, amsgrad_init
 from minimoe.papers import mmvae_2019
 
 WIDTHS = (64, 64)
-HIDDEN = (64, 128)
+HIDDEN = (128,)
 LATENT = 10
 TRAIN, TEST = 1300, 497    # images
 ROUNDS = 3             # of pairing
@@ -167,6 +167,6 @@ def draw_images(axis, rows, labels=()):
     axis.spines[:].set_visible(False)
 
 
-def one_of_each(label):
-    """The first place of every digit, from 0 to 9."""
-    return np.array([np.flatnonzero(label == digit)[0] for digit in range(10)])
+def one_of_each(label, which=0):
+    """The first place of every digit, from 0 to 9; or the second, for 1, and so on."""
+    return np.array([np.flatnonzero(label == digit)[which] for digit in range(10)])

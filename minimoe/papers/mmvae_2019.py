@@ -72,7 +72,7 @@ def init(rng, widths, latent, hidden=(128,)):
 
 
 def encode(params, x):
-    """Location and scale of one modality's posterior. [B, D_m] -> [B, D], [B, D]
+    """Location and scale of one modality's posterior, Section 4. [B, D_m] -> [B, D], [B, D]
 
     The scales of a datum sum to D (and a millionth for each): a posterior may trade width between
     dimensions and cannot shrink in all of them.
@@ -88,7 +88,7 @@ def simplex_scale(logits):
 
 
 def prior_scale(prior):
-    """The prior's scales, which are learnt. [D] -> [D]"""
+    """The prior's scales, which are learnt, Section 4. [D] -> [D]"""
     return simplex_scale(prior)
 
 
@@ -106,14 +106,16 @@ def posteriors(encoders, x):
 
 
 def samples(q, u):
-    """K samples of every posterior, by inversion; u uniform on [0, 1). -> [M, K, B, D]"""
+    """K samples of every posterior, by inversion, Section 3; u uniform on [0, 1). -> [M, K, B, D]
+    """
     return laplace_sample(q.location[:, None], q.scale[:, None], u)
 
 
 def laplace_log_likelihood(x, logits):
     """Of pixels around sigmoids of logits. [B, D_m], [..., B, D_m] -> [..., B]"""
     mean = ops.clip(ops.sigmoid(logits), low=1e-6, high=1 - 1e-6)
-    return laplace_log_density(x, mean, LIKELIHOOD_SCALE).sum(axis=-1)
+    off = abs(x - mean).sum(axis=-1)     # summed first: the scale of all pixels is one
+    return -off / LIKELIHOOD_SCALE - x.shape[-1] * math.log(2 * LIKELIHOOD_SCALE)
 
 
 # -- Importance weights, Section 3 ---------------------------------------------------------------
@@ -131,7 +133,7 @@ def mixture_weights(present):
 
 
 def log_mixture_posterior(q, z, alpha=None):
-    """log q(z | x_1:M) = log sum_m alpha_m q(z | x_m). [M, K, B, D] -> [M, K, B]
+    """log q(z | x_1:M) = log sum_m alpha_m q(z | x_m), Section 3. [M, K, B, D] -> [M, K, B]
 
     Dimensions are multiplied before components are added up; the other order is another density.
     """
@@ -147,7 +149,7 @@ def component_log_densities(q, z):
 
 
 def log_likelihoods(decoders, x, z, likelihoods, present=None):
-    """log p(x_d | z_m^k), of every sample by every decoder. [M, K, B, D] -> [M, M, K, B]
+    """log p(x_d | z_m^k), of every sample by every decoder, Section 3. [M, K, B, D] -> [M, M, K, B]
 
     The first axis is the decoder's; where it is that of the sample, a modality comes back to
     itself, elsewhere one crosses to another. 0 for what is missing.
@@ -158,7 +160,7 @@ def log_likelihoods(decoders, x, z, likelihoods, present=None):
 
 
 def log_weights(decoders, scale, q, x, z, likelihoods, rho=None, alpha=None, present=None):
-    """log w = log p(z) + sum_d rho_d log p(x_d | z) - log q(z | x_1:M). -> [M, K, B]
+    """log w = log p(z) + sum_d rho_d log p(x_d | z) - log q(z | x_1:M), Section 3. -> [M, K, B]
 
     ``scale`` is the prior's, [D]. For data that lack modalities, alpha is that of
     ``mixture_weights``.
@@ -171,7 +173,7 @@ def log_weights(decoders, scale, q, x, z, likelihoods, rho=None, alpha=None, pre
 
 
 def likelihood_scaling(widths):
-    """rho_m: each modality as if it were as wide as the widest. [M] ints -> M floats"""
+    """rho_m: each modality as if it were as wide as the widest, Section 4. M ints -> M floats"""
     return [max(widths) / width for width in widths]
 
 
@@ -185,7 +187,7 @@ def _log(alpha, like):
 # Of each datum, [B]. With rho = 1, on average: naive <= elbo <= looser <= tighter <= log p(x_1:M).
 
 def naive_elbo(log_p, q, scale, rho=None):
-    """Likelihoods averaged over modalities, less each posterior's own divergence. -> [B]
+    """Likelihoods averaged over modalities, less each posterior's own divergence, Section 3. -> [B]
 
     ``log_p`` are ``log_likelihoods``, [M, M, K, B], ``scale`` the prior's. Below ``elbo`` by the
     mean of KL(q_m || q), at most log M.
@@ -197,12 +199,13 @@ def naive_elbo(log_p, q, scale, rho=None):
 
 
 def elbo(log_w, alpha=None):
-    """The mean log weight. [M, K, B] -> [B]"""
+    """The mean log weight, Section 3. [M, K, B] -> [B]"""
     return _average(log_w.mean(axis=1), alpha)
 
 
 def looser_bound(log_w, alpha=None):
-    """Importance weighted over the samples of each modality, then averaged. [M, K, B] -> [B]"""
+    """Importance weighted over each modality's samples, then averaged, Section 3. [M, K, B] -> [B]
+    """
     return _average(log_mean_exp(log_w, axis=1), alpha)
 
 
@@ -212,7 +215,7 @@ def looser_weights(log_w, alpha=None):
 
 
 def tighter_bound(log_w, alpha=None):
-    """Importance weighted over all samples of all modalities. [M, K, B] -> [B]
+    """Importance weighted over all samples of all modalities, Section 3. [M, K, B] -> [B]
 
     Tighter, and worse to train by: whichever modality explains the data best takes it all.
     """
@@ -297,10 +300,10 @@ class BoundAndGradient(NamedTuple):
 
 def dreg_gradient(params, x, u, likelihoods, rho=None, present=None, bound=LOOSER,
                   scale_of_prior=prior_scale):
-    """A bound and its doubly reparametrised gradient. M of [B, D_m], [M, K, B, D]
+    """A bound and its doubly reparametrised gradient, Section 3. M of [B, D_m], [M, K, B, D]
 
-    ``params`` are Tensors. With one sample and one modality, or posteriors far apart, that of
-    ``iwae_gradient`` on average; never in a single draw.
+    ``params`` are Tensors. For one modality, or posteriors far apart, the mean over draws is that
+    of ``iwae_gradient``.
     """
     return _by_estimator(doubly_reparametrised, params, x, u, likelihoods, rho, present, bound,
                          scale_of_prior)
@@ -371,13 +374,16 @@ def cheap_elbo(decoders, scale, q, x, z, likelihoods):
 def latent_accuracy(classify, z, label):
     """Latent factorisation: how many latent variables tell a linear classifier their class.
 
-    [N, D], [N] int -> number
+    Section 1, and Section 4 for how it is measured. [N, D], [N] int -> number
     """
     return float((classify(z) == label).mean())
 
 
 def joint_coherence(decoders, z, judges):
-    """Whether all decoders make the same class of one draw from the prior. [N, D] -> number"""
+    """Whether all decoders make the same class of one draw from the prior, Section 1.
+
+    [N, D] -> number
+    """
     first, *others = [judge(decode(layers, z)) for judge, layers in zip(judges, decoders)]
     agree = first == first
     for other in others:
@@ -388,16 +394,16 @@ def joint_coherence(decoders, z, judges):
 def cross_coherence(decoder, z, judge, label):
     """Whether one modality is decoded to the class of another, from whose posterior z are.
 
-    [N, D], [N] int -> number
+    Section 1. [N, D], [N] int -> number
     """
     return float((judge(decode(decoder, z)) == label).mean())
 
 
 def marginal_log_likelihood(decoder, scale, q, x, z, likelihood):
-    """Synergy: log p(x_d), by the tighter bound with the posteriors of whichever modalities. -> [B]
+    """Synergy: log p(x_d), by the tighter bound with the posteriors of some modalities. -> [B]
 
-    ``q`` and ``z`` [M, K, B, D] are of all modalities, of x's own, or of another. With all it
-    should be higher than with its own, and that higher than with another's alone.
+    Section 1. ``q`` and ``z`` [M, K, B, D] are of all modalities, of x's own, or of another. With
+    all it should be higher than with its own, and that higher than with another's alone.
     """
     return tighter_bound(log_weights((decoder,), scale, q, (x,), z, (likelihood,)))
 
