@@ -14,7 +14,7 @@ from minimoe.ops.special_functions import bell, normal_cdf
 def sigmoid(x):
     """1 / (1 + exp(-x))."""
     xp = namespace(x)
-    e = xp.exp(xp.minimum(x, 80))       # 1 + exp(-80) is 1, and exp(80) is still a float32
+    e = xp.exp(xp.clip(x, -math.inf, 80))   # 1 + exp(-80) is 1, and exp(80) is still a float32
     y = e / (1 + e)
     return y, lambda g: (y / (1 + e) * g,)
 

@@ -89,5 +89,5 @@ def clip(x, *, low=-math.inf, high=math.inf):
     """``x`` held between two numbers; the cotangent passes where ``low <= x <= high``."""
     xp = namespace(x)
     low, high = float(low), float(high)
-    y = xp.minimum(xp.maximum(x, low), high)
+    y = xp.clip(x, low, high)
     return y, lambda g: (g * ((x >= low) & (x <= high)),)
