@@ -253,8 +253,8 @@ DOT = {"linestyle": "", "marker": "o", "markersize": 7, "alpha": 0.75, "markered
 def draw(found, first):
     figure, axes = harness.panels(
         ["Sub-sampling teaches experts to work alone", "Across, from A to B and from B to A",
-         "What a missing modality costs", "Few pairs among few images are not enough", "Annealing keeps dimensions in use",
-         "Pairs drawn from the prior"],
+         "What a missing modality costs", "Few pairs among few images are not enough",
+         "Annealing keeps dimensions in use", "Pairs drawn from the prior"],
         columns=3, size=(19, 10.5),
         title="A product of experts over two modalities that share the digit")
     draw_across(axes[0], found)

@@ -114,7 +114,7 @@ def samples(q, u):
 def laplace_log_likelihood(x, logits):
     """Of pixels around sigmoids of logits. [B, D_m], [..., B, D_m] -> [..., B]"""
     mean = ops.clip(ops.sigmoid(logits), low=1e-6, high=1 - 1e-6)
-    off = abs(x - mean).sum(axis=-1)     # summed first: the scale of all pixels is one
+    off = abs(mean - x).sum(axis=-1)     # summed first: the scale of all pixels is one
     return -off / LIKELIHOOD_SCALE - x.shape[-1] * math.log(2 * LIKELIHOOD_SCALE)
 
 
