@@ -129,12 +129,13 @@ def judged_grid(grid):
         f"{best.thin[0]} and {best.thin[1]} thin, {vague} vague, {best.score[-1]:.3f}; all starts: "
         + each(f"{start.thin.sum()} thin, {start.score[-1]:.2f}" for start in grid),
         bool((best.thin == 5).all() and best.score[-1] > 3.5))
+    gains = np.array([start.score[-1] - start.score[0] for start in grid])
     yield Claim(
-        "More steps of Gibbs sampling make it better: the score rises from stage to stage, in "
-        "every start.",
+        "More steps of Gibbs sampling make it better: every start ends with a higher score than "
+        "CD-1 leaves it with.",
         "CD-1 alone leaves clusters of very unequal weight (Murray's replication)",
         each(" to ".join(f"{score:.2f}" for score in start.score) for start in grid),
-        bool(all((np.diff(start.score) > 0).all() for start in grid)))
+        bool((gains > 0).all()))
     yield Claim(
         "It makes data where it never saw any: the missing point of the grid gets a probability "
         "between 0.005 and 0.06 in the best start; a fair share is 0.04.",
@@ -190,6 +191,12 @@ def reported(found):
         "a mixture cannot be sharper than its experts (Section 1)",
         f"mean log density {best.mixture_score:.3f} against {best.score[-1]:.3f}, with "
         f"{5 * EXPERTS - 1} against {5 * EXPERTS} parameters", None)
+    rises = np.array([np.diff(start.score) > 0 for start in found["grid"]])
+    yield Claim(
+        "Not every stage need make every start better: one that is stuck with too few strips "
+        "may lose a little.",
+        "not said",
+        f"{rises.sum()} of {rises.size} stages raise the score", None)
     accuracy = {reader: np.mean([split[reader] for split in found["digits"]])
                 for reader in READERS}
     yield Claim(

@@ -215,7 +215,7 @@ def spoilt(study, place, **changes):
     (2, spoilt("cosines", 0, expected=np.linspace(0.5, 0.98, 7)[:, None] * np.ones(40))),
     (3, spoilt("grid", 1, thin=np.array([4, 6]))),
     (3, spoilt("grid", 1, thin=np.array([5, 4]))),
-    (4, spoilt("grid", 0, score=np.array([1.0, 0.9, 3.0, 3.6]))),
+    (4, spoilt("grid", 0, score=np.array([3.1, 3.2, 3.1, 3.0]))),
     (5, spoilt("grid", 1, missing=np.array([0.03, 0.07]))),
     (5, spoilt("grid", 1, missing=np.array([0.03, 0.004]))),
     (6, spoilt("bars", 1, end=-2.95)),
@@ -248,7 +248,7 @@ def test_scores_that_could_be_compared_as_they_are_are_unmet():
 
 def test_a_quick_run_measures_everything_and_judges_nothing(quick):
     record = harness.as_record(quick)
-    assert [claim["holds"] for claim in record["claims"]] == [None] * 13
+    assert [claim["holds"] for claim in record["claims"]] == [None] * 14
     details = record["details"]
     assert len(details["cosines"]["expected"]) == len(details["cosines"]["ks"]) == 7
     assert set(details["bars"]) == set(experiment.METHODS)
