@@ -45,7 +45,7 @@ def disagreements(computed, run, partial=False):
     problems = list(_problems(computed, run.outputs, partial))
     if problems:
         raise RunError(*problems)
-    dtype = _coarsest(run)
+    dtype = coarsest(run)
     found = (_difference(name, value, run.outputs[name], dtype)
              for name, value in computed.items() if name in run.outputs)
     return [difference for difference in found if difference]
@@ -72,7 +72,8 @@ def _kind(array):
     return {"b": "booleans", "i": "integers", "u": "integers", "f": "floats"}[array.dtype.kind]
 
 
-def _coarsest(run):
+def coarsest(run):
+    """The dtype whose tolerance a run is given: float32 where anything in it is."""
     arrays = [*run.inputs.values(), *run.params.values(), *run.outputs.values()]
     return "float32" if any(a.dtype == np.float32 for a in arrays) else "float64"
 
