@@ -149,7 +149,7 @@ def verdicts(found, gates):
 
 
 def test_claims_hold_on_such_findings():
-    assert verdicts(*findings()) == [True] * 13
+    assert verdicts(*findings()) == [True] * 12
 
 
 @pytest.mark.parametrize("claim, part, row, measure, value", [
@@ -164,11 +164,11 @@ def test_claims_hold_on_such_findings():
     (4, "capacity", 0.5, "dropped", 0.48),
     (4, "capacity", 1.25, "dropped", 0.1),         # as many as with 1
     (4, "capacity", 0.5, "excess", 0.27),
-    (5, "capacity", 2.0, "excess", 0.1),           # 0.147 a slot, after 0.28
-    (6, "exploration", "sample", "excess", 0.53),
-    (6, "exploration", "dropout", "excess", 0.43),
-    (7, "start", 10.0, "excess", 0.99),
-    (8, "deep", (0.06, 0.1), "excess", 0.59)])
+    (4, "capacity", 2.0, "excess", 0.3),           # more than with 1.25
+    (5, "exploration", "sample", "excess", 0.53),
+    (5, "exploration", "dropout", "excess", 0.43),
+    (6, "start", 10.0, "excess", 0.99),
+    (7, "deep", (0.06, 0.1), "excess", 0.59)])
 def test_a_finding_against_a_claim_makes_it_unmet(claim, part, row, measure, value):
     found, gates = findings()
     found[part][row][measure] = np.array([value, value])
@@ -177,10 +177,10 @@ def test_a_finding_against_a_claim_makes_it_unmet(claim, part, row, measure, val
 
 
 @pytest.mark.parametrize("claim, E, change", [
-    (9, 64, {"changed": {"input": 0.002, "logits": .006, "probs": .014}}),
-    (9, 64, {"changed": {"input": 0.0, "logits": .012, "probs": .014}}),      # more than with 256
-    (10, 256, {"changed": {"input": 0.0, "logits": .011, "probs": .01}}),
-    (10, 8, {"ties": 0.009})])
+    (8, 64, {"changed": {"input": 0.002, "logits": .006, "probs": .014}}),
+    (8, 64, {"changed": {"input": 0.0, "logits": .012, "probs": .014}}),      # more than with 256
+    (9, 256, {"changed": {"input": 0.0, "logits": .011, "probs": .01}}),
+    (9, 8, {"ties": 0.009})])
 def test_a_router_against_a_claim_makes_it_unmet(claim, E, change):
     found, gates = findings()
     gates.precision[E] = gates.precision[E]._replace(**change)
@@ -191,7 +191,7 @@ def test_a_router_against_a_claim_makes_it_unmet(claim, E, change):
 def test_tokens_left_behind_against_the_claim_make_it_unmet(place, value):
     found, gates = findings()
     gates.left_behind[1, 1.0][place] = value
-    assert [i for i, holds in enumerate(verdicts(found, gates)) if not holds] == [11]
+    assert [i for i, holds in enumerate(verdicts(found, gates)) if not holds] == [10]
 
 
 def test_one_case_may_be_further_off_than_three_errors_but_not_two():
@@ -200,14 +200,14 @@ def test_one_case_may_be_further_off_than_three_errors_but_not_two():
     gates.overflow[first][1.0] = experiment.Overflow(.1, .104, .001)
     assert all(verdicts(found, gates))
     gates.overflow[second][1.0] = experiment.Overflow(.1, .09, 0.0)
-    assert [i for i, holds in enumerate(verdicts(found, gates)) if not holds] == [12]
+    assert [i for i, holds in enumerate(verdicts(found, gates)) if not holds] == [11]
 
 
 # -- A quick run ---------------------------------------------------------------------------------
 
 def test_a_quick_run_measures_everything_and_judges_nothing(quick):
     record = json.loads(json.dumps(harness.as_record(quick), allow_nan=False))
-    assert [claim["holds"] for claim in record["claims"]] == [None] * 20
+    assert [claim["holds"] for claim in record["claims"]] == [None] * 19
     assert len(record["tables"]) == 9 and len(quick.result.figure.axes) == 9
     details = record["details"]
     assert set(details["trained"]) == set(details["found"]) - {"exploration, argmax"}
