@@ -23,20 +23,19 @@ def conv2d(x, w, *, stride=1, padding=0):
     xp = namespace(x, w)
     B, H, W, C = x.shape
     P, Q, _, O = w.shape
-    framed = _spread(x, 1, padding, padding, H + 2 * padding, W + 2 * padding)
-    y = _products(_neighbours(framed, Q, stride), w.reshape(P, Q * C, O), stride)
+    rows = _neighbours(_spread(x, 1, padding, padding, H + 2 * padding, W + 2 * padding), Q, stride)
+    y = _products(rows, w.reshape(P, Q * C, O), stride)
 
     def vjp(g):
         # as far apart as the kernel's steps were, y's cotangent is convolved with the kernel turned
-        spread = _spread(g, stride, P - 1 - padding, Q - 1 - padding, H + P - 1, W + Q - 1)
-        rows = _neighbours(spread, Q, 1)                               # [B, H + P - 1, W, Q*O]
-        turned = w[::-1, ::-1].swapaxes(2, 3).reshape(P, Q * O, C)
+        rows = _neighbours(_spread(g, stride, P - 1 - padding, Q - 1 - padding,
+                                   H + P - 1, W + Q - 1), Q, 1)        # [B, H + P - 1, W, Q*O]
+        to_x = _products(rows, w[::-1, ::-1].swapaxes(2, 3).reshape(P, Q * O, C), 1)
         # a pixel meets the Q cotangents beside it, p rows further down; zeros end each image
-        pixels = _spread(x, 1, 0, 0, H + P - 1, W).reshape(-1, C)
         flat = rows.reshape(-1, Q * O)
-        to_w = xp.stack([pixels[:len(pixels) - p * W].T @ flat[p * W:] for p in reversed(range(P))])
-        to_w = to_w.reshape(P, C, Q, O)[:, :, ::-1].swapaxes(1, 2)     # [P, Q, C, O]
-        return _products(rows, turned, 1), to_w
+        pixels = _spread(x, 1, 0, 0, H + P - 1, W).reshape(-1, C)
+        to_w = xp.stack([flat[p * W:].T @ pixels[:len(pixels) - p * W] for p in reversed(range(P))])
+        return to_x, to_w.reshape(P, Q, O, C)[:, ::-1].swapaxes(2, 3)
 
     return y, vjp
 
