@@ -201,13 +201,13 @@ def reported(found):
                 for reader in READERS}
     yield Claim(
         "It is log Z that the read-out learns: taken off by annealing, without any label for it, "
-        "the largest score is as good as the softmax.",
+        "the largest score is about as good as the softmax.",
         "log Z is unknown, so the scores are read by a trained network",
         f"{accuracy['normalised']:.3f} right; softmax of scores {accuracy['scores']:.3f}, nearest "
         f"of 1000 neighbours {accuracy['nearest']:.3f}", None)
     ends = {name: run[max(run)].mean() for name, run in zip(METHODS, found["bars"])}
     yield Claim(
-        "Persistent chains at the same step of 0.1, which is large for them.",
+        "Persistent chains lie between CD-1 and CD-10 at a step of 0.1, which is large for them.",
         "not in these papers (Tieleman 2008)",
         f"log likelihood {ends['persistent chains']:.3f} at the end, "
         f"{max(v.mean() for v in found['bars'][3].values()):.3f} at best, against "
