@@ -118,7 +118,7 @@ def test_measures_by_hand():
 # -- Judgement -----------------------------------------------------------------------------------
 
 def findings(**changes):
-    """Two seeds as they would be if the claims held, the second with ``changes``."""
+    """Two seeds as they would be if the claims held, but for ``changes``."""
     def one(own=85.0, other=20.0, simple=88.0, single=45.0, largest=78.0, baseline=84.0,
             twice=90.0, right=.98, undecided=.5, unseen=.97, shared=.3, apart=.13, agreed=.04,
             partition=True, overruled=0):
@@ -138,7 +138,7 @@ def findings(**changes):
             "unseen": unseen, "shared": shared, "pedestrians": .9, "error_apart": apart,
             "error_agreed": agreed}, masks, partition, overruled, {})
 
-    return [one(), one(**changes)]
+    return [one(**changes)] * 2
 
 
 def test_claims_hold_on_such_findings():
@@ -153,6 +153,15 @@ def test_claims_hold_on_such_findings():
 def test_a_finding_against_a_claim_makes_it_unmet(claim, change):
     verdicts = [c.holds for c in experiment.judged(findings(**change))]
     assert [i for i, holds in enumerate(verdicts) if not holds] == [claim]
+
+
+def test_claims_are_of_means_but_what_is_by_construction_is_of_every_seed():
+    def verdicts(**change):
+        return [c.holds for c in experiment.judged([*findings(), *findings(**change)])]
+
+    assert verdicts(right=.93, apart=.07) == [True] * 7    # 0.955, and 0.10 against 0.04
+    assert verdicts(right=.90)[3] is False
+    assert verdicts(overruled=1)[6] is False and verdicts(partition=False)[6] is False
 
 
 # -- A quick run ---------------------------------------------------------------------------------
