@@ -1,5 +1,6 @@
 """Record generalised products of experts (arXiv:2211.03587v1, arXiv:1410.7827v2) in PyTorch.
 
+    pip install --no-deps multiviewae==1.1.8       # and MultiVae, as for mvae_2018
     python -m reference_runs.papers.generalized_poe_2022
 
 The weighted product is computed in four ways, none of which is the library's: precisions added one

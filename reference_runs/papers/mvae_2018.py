@@ -1,5 +1,7 @@
 """Record multimodal variational autoencoders (arXiv:1802.05335v3) in PyTorch.
 
+    pip install --no-deps multivae==1.0.3 pythae==0.1.2 torchmetrics lightning-utilities
+    pip install scikit-learn pandas nltk cloudpickle pydantic imageio
     python -m reference_runs.papers.mvae_2018
 
 The kinds multivae and log_likelihood are MultiVae's MVAE, unmodified, with the encoders and
