@@ -14,7 +14,7 @@ def conv2d(x, w, *, stride=1, padding=0):
     """y[h, w] = sum_pq x[s h + p, s w + q] w[p, q], x having ``padding`` zeros on each side.
 
     What deep learning calls a convolution: the kernel is not turned round. Q neighbours of a row
-    are copied side by side, so that P products of [B H' W', Q C] with [Q C, O] are all there is;
+    are copied side by side, so that P products of [B H W', Q C] with [Q C, O] are all there is;
     the cotangents of x and w share such a copy of y's, and only x itself is kept. ValueError for
     shapes that do not fit, a stride below 1, and a padding as large as the kernel.
     [B, H, W, C], [P, Q, C, O] -> [B, H', W', O], H' = (H + 2 padding - P) // stride + 1
@@ -73,20 +73,26 @@ def _neighbours(x, Q, step):
 def _products(rows, w, step):
     """Each of P rows, from every ``step``-th on, times its matrix; summed.
 
-    [B, H, W, D], [P, D, O] -> [B, H', W, O]
+    One product for each of P, whatever the batch: few large products keep threads from waiting for
+    one another. [B, H, W, D], [P, D, O] -> [B, H', W, O]
     """
+    xp = namespace(rows, w)
     B, H, W, D = rows.shape
     P, _, O = w.shape
     n = (H - P) // step + 1
-    y = spare = None
-    for p in range(P):
-        below = rows[:, p:p + step * (n - 1) + 1:step].reshape(B, n * W, D)
-        if y is None:
-            y = below @ w[p]
-            spare = namespace(y).empty_like(y)
-        else:
-            y += namespace(y).matmul(below, w[p], out=spare)
-    return y.reshape(B, n, W, O)
+    if step == 1:        # p rows down is p W further on, in all images at once; those that run into
+        height, size = H, (B * H - P + 1) * W             # the next image are dropped in the end
+        flat = rows.reshape(-1, D)
+        below = [flat[p * W:p * W + size] for p in range(P)]           # views
+    else:
+        height, size = n, B * n * W
+        below = [rows[:, p:p + step * (n - 1) + 1:step].reshape(-1, D) for p in range(P)]
+    y = xp.empty((B * height * W, O), xp.result_type(rows, w))
+    total, spare = y[:size], xp.empty((size, O), y.dtype)
+    xp.matmul(below[0], w[0], out=total)
+    for p in range(1, P):
+        total += xp.matmul(below[p], w[p], out=spare)
+    return xp.ascontiguousarray(y.reshape(B, height, W, O)[:, :n])
 
 
 # -- Pooling and upsampling ----------------------------------------------------------------------
