@@ -13,26 +13,28 @@ def map(f, tree, *others):
     ValueError where ``others`` are not built as ``tree`` is, naming the place. The keys of a
     dictionary may come in another order.
     """
-    return _map(f, tree, others, "")
+    return _map(f, tree, others, None)
 
 
 def _map(f, tree, others, path):
+    """``map``; the path is a pair of the path above and a name, spelled out only for an error."""
     for other in others:
         if not _alike(tree, other):
-            raise ValueError(f"tree.map: the trees differ at {path.rstrip('.') or 'the top'}: "
+            raise ValueError(f"tree.map: the trees differ at {_spelled(path) or 'the top'}: "
                              f"{_describe(tree)} and {_describe(other)}")
-    names = _children(tree)
-    if names is None:
-        return f(tree, *others)
-    if tree is None:
-        return None
-    parts = [_map(f, _get(tree, name), [_get(other, name) for other in others], f"{path}{name}.")
-             for name in names]
     if isinstance(tree, dict):
-        return dict(zip(names, parts))
-    if hasattr(tree, "_fields"):
-        return type(tree)(*parts)
-    return type(tree)(parts)
+        return {name: _map(f, part, [other[name] for other in others], (path, name))
+                for name, part in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        named = hasattr(tree, "_fields")
+        parts = [_map(f, part, rest, (path, name)) for name, part, *rest in
+                 zip(tree._fields if named else range(len(tree)), tree, *others)]
+        return type(tree)(*parts) if named else type(tree)(parts)
+    return None if tree is None else f(tree, *others)
+
+
+def _spelled(path):
+    return "" if path is None else f"{_spelled(path[0])}.{path[1]}".lstrip(".")
 
 
 def named_leaves(tree):
@@ -69,9 +71,11 @@ def _alike(tree, other):
     """Whether two trees have parts of the same names in a container of the same kind."""
     if isinstance(tree, dict):
         return isinstance(other, dict) and tree.keys() == other.keys()
-    if _children(tree) is None:
-        return _children(other) is None
-    return type(tree) is type(other) and _children(tree) == _children(other)
+    if isinstance(tree, (tuple, list)):
+        return type(tree) is type(other) and len(tree) == len(other)
+    if tree is None or other is None:
+        return tree is other
+    return not isinstance(other, (dict, tuple, list))
 
 
 def _get(tree, name):
