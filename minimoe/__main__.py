@@ -107,8 +107,9 @@ def show(args):
     name = index.find(args.paper)
     if not args.json:
         _print_paper(index.paper(name))
-    return _list([(name, function) for function in index.functions(name) if function.equation],
-                 args.json)
+    functions = index.functions(name)
+    numbered = [function for function in functions if function.equation]
+    return _list([(name, function) for function in numbered or functions], args.json)   # or all
 
 
 def run(args):

@@ -71,6 +71,14 @@ def test_show_lists_what_cites_an_equation_in_the_order_of_the_file(cli):
     assert "\nEq. (1.3)            mixture_error " in out
 
 
+def test_show_lists_every_function_of_a_paper_whose_equations_have_no_numbers(cli, tmp_path,
+                                                                              monkeypatch):
+    (tmp_path / "bare_2000.py").write_text('"""Bare.\n\nCited."""\ndef gate():\n    """Half."""\n')
+    monkeypatch.setattr(index, "PAPERS", tmp_path)
+    code, out, _ = cli("show", "bare")
+    assert code == 0 and out.endswith("bare_2000.py:4\n    Half.\n") and "\n--  " in out
+
+
 @pytest.mark.parametrize("docstring, equation", [
     ("p, Eq. (4).", "Eq. (4)"),
     ("l. Eqs. (2.10)-(2.12)", "Eqs. (2.10)-(2.12)"),
