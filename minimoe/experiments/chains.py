@@ -156,6 +156,14 @@ def evaluate(settings, params, layer, tables, held_out):
     return float(np.mean(excess)), outputs
 
 
+def recorded(case):
+    """The settings of a case, which may hold a ``Recipe``, for the record: all but its seed."""
+    fields = {key: value._asdict() if isinstance(value, Recipe) else value
+              for key, value in case._asdict().items()}
+    del fields["seed"]
+    return fields
+
+
 def steps_to(trained, excess):
     """After how many steps a run was first seen at an excess or below it; NaN if never."""
     there = trained.curve <= excess

@@ -28,8 +28,9 @@ from minimoe.data.language_names import (
     split, symbols)
 from minimoe.experiments import harness
 from minimoe.experiments.chains import (
-    BATCH, WIDTH, Layer, LayerOutput, Recipe, dense_layer, first_choices, starved, steps_to, train)
-from minimoe.experiments.harness import Claim, Result, Table, spread
+    BATCH, WIDTH, Layer, LayerOutput, Recipe, dense_layer, first_choices, recorded, starved,
+    steps_to, train)
+from minimoe.experiments.harness import Claim, Result, Table, ranged, spread
 from minimoe.optim import adam, adam_init, linear_decay, linear_warmup
 from minimoe.papers import gshard_2020 as gshard
 from minimoe.papers.switch_2021 import init as switch_init
@@ -366,8 +367,6 @@ def run(settings):
         claims.append(Claim(
             "Translation: held-out error falls with experts, and the auxiliary loss evens out "
             "their load.", BLEU, f"not measured: {missing}", None))
-    if settings.quick:
-        claims = [claim._replace(holds=None) for claim in claims]
     tables = [table_of_experts(found), table_of_rows(found), table_of_gates(found["gates"]),
               table_of_overflow(found["overflow"])]
     if missing is None:
@@ -385,14 +384,6 @@ def run(settings):
                     for (part, row, seed), result in runs.items() if result.steps.size},
          "words": {f"{row}": runs["translation", row, 0].words for row in TRANSLATORS}
          if missing is None else None})
-
-
-def recorded(case):
-    """The settings of a row, for the record."""
-    fields = case._asdict()
-    del fields["seed"]
-    return {key: value._asdict() if isinstance(value, Recipe) else value
-            for key, value in fields.items()}
 
 
 def speed_ups(runs, n_experts):
@@ -525,9 +516,9 @@ def reported(found):
         "The dense model of the chains has the work of one expert, where tokens go to two; one "
         "twice as wide has the work of both.",
         "feed-forward layers as wide as one expert",
-        f"excess {ranged(experts[1]['excess'])} and "
-        f"{ranged(experts['dense, twice as wide']['excess'])}; "
-        f"{ranged(experts[2]['excess'])} of two experts", None)
+        f"excess {ranged(experts[1]['excess'], 3)} and "
+        f"{ranged(experts['dense, twice as wide']['excess'], 3)}; "
+        f"{ranged(experts[2]['excess'], 3)} of two experts", None)
     yield Claim(
         "Where slots are scarce (1.25 S / E), counting the choices that were turned away costs "
         "second choices: Algorithm 1 against counting those dispatched, and against dispatching "
@@ -569,20 +560,14 @@ def reported_translation(rows):
         "training.",
         "said, not measured",
         f"{sixteen['turned_away'].mean():.2%} with it, {without['turned_away'].mean():.2%} "
-        f"without, in the last {LAST} steps; cross-entropy {ranged(sixteen['cross_entropy'])} and "
-        f"{ranged(without['cross_entropy'])}", None)
+        f"without, in the last {LAST} steps; cross-entropy {ranged(sixteen['cross_entropy'], 3)} "
+        f"and {ranged(without['cross_entropy'], 3)}", None)
     yield Claim(
         "Translation: single seeds agree with the mean.",
         "one run each",
         "16 experts are better than the dense model by "
         + ", ".join(f"{gain:.3f}" for gain in dense["cross_entropy"] - sixteen["cross_entropy"])
         + " nats", None)
-
-
-def ranged(values, digits=3):
-    """Mean and range over seeds."""
-    return (f"{values.mean():.{digits}f} [{values.min():.{digits}f}, "
-            f"{values.max():.{digits}f}]")
 
 
 # -- Tables --------------------------------------------------------------------------------------
@@ -637,7 +622,7 @@ def table_of_overflow(crowds):
 def table_of_translation(rows):
     def cells(m):
         yield f"{m['weights'][0]:.0f}"
-        yield ranged(m["cross_entropy"])
+        yield ranged(m["cross_entropy"], 3)
         yield f"{m['wrong'].mean():.1%}"
         for key, form in [("cv", ".2f"), ("largest", ".2f"), ("starved", ".1%"),
                           ("turned_away", ".1%")]:

@@ -169,6 +169,11 @@ def by_row(measures):
     return found
 
 
+def means(rows, measure):
+    """Of one measure over seeds. {row: {measure: [seeds]}} -> {row: mean}"""
+    return {row: measures[measure].mean() for row, measures in rows.items()}
+
+
 def spread(values, digits=0):
     """``mean (SD)`` of a sample, as papers print it; SD with n - 1."""
     values = np.asarray(values, float)

@@ -131,13 +131,8 @@ def coherences(decoders, codes, prior_draws, data, judged):
 
 def over_seeds(cases, measures):
     """{row: {measure: [seeds]}}, of cases that have a row, and their numbers by measure."""
-    found = {}
-    for case, numbers in zip(cases, measures):
-        row = found.setdefault(case.row, {measure: [] for measure in numbers})
-        for measure, number in numbers.items():
-            row[measure].append(number)
-    return {row: {measure: np.array(values) for measure, values in of_row.items()}
-            for row, of_row in found.items()}
+    return harness.by_row({("all", case.row, i): numbers for i, (case, numbers) in
+                           enumerate(zip(cases, measures))})["all"]
 
 
 def each(values, digits=2):

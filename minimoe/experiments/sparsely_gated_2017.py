@@ -25,7 +25,7 @@ from minimoe.data import topics
 from minimoe.data.python_text import python_text
 from minimoe.data.topics import TOPICS, WORDS
 from minimoe.experiments import harness
-from minimoe.experiments.harness import Claim, Result, Table, ranged, spread
+from minimoe.experiments.harness import Claim, Result, Table, means, ranged, spread
 from minimoe.optim import adam, adam_init
 from minimoe.papers.sparsely_gated_2017 import (
     LanguageModelOutput, SparselyGatedParams, importance_loss, init, language_model,
@@ -469,11 +469,6 @@ def reported(found):
         "131,072 experts.",
         "34.1 with 4096 experts against 34.7 of an LSTM with 17 times the operations",
         "not measured: the corpora and the machines are not available", None)
-
-
-def means(rows, measure):
-    """Over seeds. {row: mean}"""
-    return {row: measures[measure].mean() for row, measures in rows.items()}
 
 
 def specialisation(row):

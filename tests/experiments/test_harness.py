@@ -99,6 +99,7 @@ def test_runs_by_row_are_arrays_over_seeds():
     found = harness.by_row(runs)
     assert found["text"][0, 1]["loss"].tolist() == [1.5, 2.5]
     assert found["chains"]["all"]["experts"].tolist() == [4]
+    assert harness.means(found["text"], "loss") == {(0, 1): 2.0}
 
 
 def test_the_record_says_what_was_run_with_what_and_what_was_found(tmp_path):
