@@ -103,14 +103,24 @@ def adam(params, gradients, state, *, learning_rate, beta1=0.9, beta2=0.999, eps
         weight_decay=weight_decay)
     gradients = _decayed(params, gradients, weight_decay)
     t = state.step + 1
-    mean = tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mean, gradients)
-    square = tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.square, gradients)
+    mean, square = _moments(state, gradients, beta1, beta2)
+    params = _adam_step(params, mean, square, t, learning_rate, beta1, beta2, epsilon)
+    return params, AdamState(t, mean, square)
 
+
+def _moments(state, gradients, beta1, beta2):
+    """The running means of the gradients and of their squares."""
+    return (tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mean, gradients),
+            tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.square, gradients))
+
+
+def _adam_step(params, mean, square, t, learning_rate, beta1, beta2, epsilon):
+    """The parameters after update t, the means corrected for having begun at 0."""
     def updated(p, m, v):
         m_hat, v_hat = m / (1 - beta1 ** t), v / (1 - beta2 ** t)
         return p - learning_rate * m_hat / (namespace(v).sqrt(v_hat) + epsilon)
 
-    return tree.map(updated, params, mean, square), AdamState(t, mean, square)
+    return tree.map(updated, params, mean, square)
 
 
 def adamw(params, gradients, state, *, learning_rate, beta1=0.9, beta2=0.999, epsilon=1e-8,
@@ -150,15 +160,10 @@ def amsgrad(params, gradients, state, *, learning_rate, beta1=0.9, beta2=0.999, 
     learning_rate, beta1, beta2, epsilon = _settings(
         "amsgrad", learning_rate=learning_rate, beta1=beta1, beta2=beta2, epsilon=epsilon)
     t = state.step + 1
-    mean = tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mean, gradients)
-    square = tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.square, gradients)
+    mean, square = _moments(state, gradients, beta1, beta2)
     largest = tree.map(lambda a, b: namespace(a).maximum(a, b), state.largest, square)
-
-    def updated(p, m, v):
-        m_hat, v_hat = m / (1 - beta1 ** t), v / (1 - beta2 ** t)
-        return p - learning_rate * m_hat / (namespace(v).sqrt(v_hat) + epsilon)
-
-    return tree.map(updated, params, mean, largest), AMSGradState(t, mean, square, largest)
+    params = _adam_step(params, mean, largest, t, learning_rate, beta1, beta2, epsilon)
+    return params, AMSGradState(t, mean, square, largest)
 
 
 # -- Adafactor -----------------------------------------------------------------------------------
