@@ -10,23 +10,20 @@ variances are divided by the weights (a Gaussian to the power alpha is one of va
 kind multiview_ae is multi-view-AE's weighted product, unmodified. Weights, entropy changes and the
 model are written datum by datum.
 
-MultiVae imports torchvision, for data sets and measures that are not used here, and which does not
-import beside this torch: mock objects stand in for it. multi-view-AE's package imports all of its
-models, and what they need, so that its module of products is imported past it.
+multi-view-AE's package imports all of its models, and what they need, so that its module of
+products is imported past it.
 """
 import importlib
 import importlib.util
 import math
 import sys
 import types
-from unittest import mock
 
 import torch
 from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 
-for name in ("", ".transforms", ".datasets", ".models", ".utils", ".datasets.utils",
-             ".transforms.functional", ".datasets.folder"):
-    sys.modules[f"torchvision{name}"] = mock.MagicMock()
+import reference_runs.without_torchvision  # noqa: F401   before multivae
+
 found = importlib.util.find_spec("multiviewae")
 sys.modules["multiviewae"] = types.ModuleType("multiviewae")
 sys.modules["multiviewae"].__path__ = list(found.submodule_search_locations)

@@ -7,8 +7,6 @@ decoders below and the recorded draws in place of PyTorch's own. The kind bounds
 paper and from the released objectives.py, datum by datum and sample by sample, with densities of
 torch.distributions; gradients that are not autograd's own of a bound are made with hooks on the
 samples, as the paper's authors and MultiVae make them.
-
-torchvision, which MultiVae imports and does not need here, is stood in for as in mvae_2018.
 """
 import math
 from unittest import mock
@@ -17,7 +15,7 @@ import torch
 from torch.distributions import Laplace, kl_divergence
 from torch.nn import Linear, Module, ModuleList, Parameter
 
-from reference_runs.papers.mvae_2018 import (       # first, for what it puts in torchvision's place
+from reference_runs.papers.mvae_2018 import (       # before multivae, as it is there
     PACKAGES, BaseDecoder, BaseEncoder, IncompleteDataset, ModelOutput, MultimodalBaseDataset,
     normal, take)
 from reference_runs.recorder import save, start

@@ -7,27 +7,21 @@
 The kinds multivae and log_likelihood are MultiVae's MVAE, unmodified, with the encoders and
 decoders below and the recorded draws in place of PyTorch's own; product and objective are written
 from the paper, datum by datum, with densities and divergences of torch.distributions.
-
-MultiVae imports torchvision, for data sets and measures that are not used here, and which does not
-import beside this torch: mock objects stand in for it.
 """
-import sys
 from unittest import mock
 
 import torch
 from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 from torch.nn import Linear, Module, ModuleList
 
-for name in ("", ".transforms", ".datasets", ".models", ".utils", ".datasets.utils",
-             ".transforms.functional", ".datasets.folder"):
-    sys.modules[f"torchvision{name}"] = mock.MagicMock()
+import reference_runs.without_torchvision  # noqa: F401   before multivae
 
-from multivae.data.datasets.base import IncompleteDataset, MultimodalBaseDataset  # noqa: E402
-from multivae.models import MVAE, MVAEConfig  # noqa: E402
-from pythae.models.base.base_model import BaseDecoder, BaseEncoder  # noqa: E402
-from pythae.models.base.base_utils import ModelOutput  # noqa: E402
+from multivae.data.datasets.base import IncompleteDataset, MultimodalBaseDataset
+from multivae.models import MVAE, MVAEConfig
+from pythae.models.base.base_model import BaseDecoder, BaseEncoder
+from pythae.models.base.base_utils import ModelOutput
 
-from reference_runs.recorder import save, start  # noqa: E402
+from reference_runs.recorder import save, start
 
 torch.set_default_dtype(torch.float64)
 torch.distributions.Distribution.set_default_validate_args(False)    # grey pixels are no coins

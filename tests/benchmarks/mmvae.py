@@ -13,7 +13,6 @@ next step pays for it page by page; and once the process has freed a large array
 keeps what is freed (its thresholds adapt to the largest so far, up to 32 MiB).
 """
 import sys
-from unittest import mock
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from minimoe import tree
 from minimoe.autodiff.tensor import Tensor
 from minimoe.optim import amsgrad, amsgrad_init
 from minimoe.papers.mmvae_2019 import dreg_gradient, init, laplace_log_likelihood
+import reference_runs.without_torchvision  # noqa: F401   before multivae
 from tests.benchmarks import THREADS
 from tests.benchmarks.engine import load, race
 
@@ -42,13 +42,7 @@ def minimoe(x, params, K):
 
 
 def multivae(torch, x, params, K):
-    """MultiVae's MMVAE with these parameters; None where it is not installed.
-
-    Mock objects stand in for torchvision, which it imports and does not need here.
-    """
-    for name in ("", ".transforms", ".datasets", ".models", ".utils", ".datasets.utils",
-                 ".transforms.functional", ".datasets.folder"):
-        sys.modules.setdefault(f"torchvision{name}", mock.MagicMock())
+    """MultiVae's MMVAE with these parameters; None where it is not installed."""
     if not load("multivae.models"):
         return None
     from multivae.data.datasets.base import MultimodalBaseDataset
