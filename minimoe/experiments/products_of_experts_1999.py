@@ -13,6 +13,7 @@ from minimoe.experiments import harness
 from minimoe.experiments.boltzmann_machines import (
     annealing, bars_and_stripes, cosines, digit_scores, features, learning_steps, patterns)
 from minimoe.experiments.harness import Claim, Result, Table
+from minimoe.experiments.modalities import image_grid
 from minimoe.experiments.unigauss_grid import EXPERTS, MISSING, STAGES, is_thin, study
 
 SCALES = (20, 5, 1)                          # of the weights of small machines
@@ -397,10 +398,8 @@ def draw_annealing(axis, machines, lengths):
 
 def draw_images(axis, images, cmap, limit):
     """[100, 64] as 10 x 10 pictures."""
-    tiles = np.pad(images.reshape(10, 10, 8, 8), ((0, 0), (0, 0), (1, 0), (1, 0)),
-                   constant_values=np.nan)
     low, high = (0, 1) if limit is None else (-limit, limit)
-    axis.imshow(tiles.swapaxes(1, 2).reshape(90, 90), cmap=cmap, vmin=low, vmax=high)
+    axis.imshow(image_grid(images.reshape(10, 10, 64)), cmap=cmap, vmin=low, vmax=high)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
 
