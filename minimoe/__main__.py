@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from minimoe import tree
-from minimoe.backend import BackendError, mover
+from minimoe.backend import BackendError
 from minimoe.cli import index
 from minimoe.oracle.kinds import UnknownKind, find_kind
 
@@ -74,6 +74,8 @@ def _parser():
     run_.add_argument("--quick", action="store_true", help="a short run, to see that it works")
     run_.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR",
                       help="where the figure and the record go (default runs)")
+    run_.add_argument("--data", metavar="FILE", help="a data set, where a paper's experiment reads "
+                                                     "one; its documentation says which")
     compare_ = verb(compare, example="minimoe compare local_experts mine.npz")
     compare_.add_argument("file", metavar="FILE", help="a run saved by numpy.savez")
     compare_.add_argument("--partial", action="store_true", help="let outputs be missing")
@@ -119,14 +121,14 @@ def run(args):
     name = index.find(args.paper)
     if importlib.util.find_spec(f"minimoe.experiments.{name}") is None:
         raise UnusableRequest(f"{name} has no experiment")
-    try:
-        mover(args.backend)
-    except BackendError as error:
-        raise UnusableRequest(f"--backend {args.backend}: {error}")
+    settings = harness.Settings(args.seed, args.quick, args.backend, args.data)
+    with _usable(settings):
+        harness.check(name, settings)
     with _writing_to(args.out):   # tried now, not after minutes of work
         args.out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=args.out).close()
-    outcome = harness.conduct(name, harness.Settings(args.seed, args.quick, args.backend))
+    with _usable(settings):
+        outcome = harness.conduct(name, settings)
     with _writing_to(args.out):
         figure, record = harness.write(outcome, args.out)
     if args.json:
@@ -134,6 +136,18 @@ def run(args):
     else:
         print(f"{harness.text(outcome)}\n\nfigure: {figure}\nrecord: {record}")
     return 0 if harness.met(outcome) else 1
+
+
+@contextmanager
+def _usable(settings):
+    from minimoe.experiments.harness import DataError
+
+    try:
+        yield
+    except BackendError as error:
+        raise UnusableRequest(f"--backend {settings.backend}: {error}")
+    except DataError as error:
+        raise UnusableRequest(f"--data {settings.data}: {error}")
 
 
 @contextmanager

@@ -1,4 +1,5 @@
 """The command line: what it prints, to which stream, and its exit codes."""
+import importlib
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from minimoe import experiments, tree
 from minimoe.__main__ import main
 from minimoe.cli import index
+from minimoe.experiments import harness
 from minimoe.oracle.runs import Run, read_arrays
 from minimoe.papers import local_experts_1991
 from tests.replay import RECORDED, RUNS
@@ -208,6 +210,37 @@ def test_a_directory_that_cannot_be_written_is_one_line(cli, experiment, tmp_pat
     (tmp_path / "vmoe_2021.png").mkdir()
     assert cli("run", "vmoe", "--out", tmp_path) == (
         2, "", f"minimoe: --out {tmp_path}: Is a directory\n")
+
+
+def test_a_file_that_no_experiment_reads_is_one_line_and_leaves_nothing_behind(
+        cli, experiment, tmp_path):
+    out, data = tmp_path / "runs", tmp_path / "file"
+    data.touch()
+    assert cli("run", "vmoe", "--data", data, "--out", out) == (
+        2, "", f"minimoe: --data {data}: the experiment of vmoe_2021 reads no file\n")
+    assert not out.exists()
+
+
+def test_an_experiment_is_given_the_file_that_it_reads(cli, experiment, tmp_path, monkeypatch):
+    vmoe = importlib.import_module("minimoe.experiments.vmoe_2021")
+
+    def run(settings):
+        with harness.reading(), open(settings.data) as file:
+            return vmoe.Result(file.read(), [], [], vmoe.Figure(), {"n": int(file.name[-1])})
+
+    monkeypatch.setattr(vmoe, "DATA", "a title", raising=False)
+    monkeypatch.setattr(vmoe, "run", run)
+    good, bad, missing = (tmp_path / name for name in ("the 1", "x", "missing"))
+    good.write_text("A title"), bad.write_text("")
+    code, said, err = cli("run", "vmoe", "--data", good, "--out", tmp_path, "--json")
+    record = json.loads(said)
+    assert (code, record["title"], record["settings"]["data"]) == (0, "A title", str(good))
+    assert record["command"].endswith(f" --data '{good}'")
+    assert cli("run", "vmoe", "--data", missing, "--out", tmp_path / "runs") == (
+        2, "", f"minimoe: --data {missing}: No such file or directory\n")
+    assert not (tmp_path / "runs").exists()
+    assert cli("run", "vmoe", "--data", bad, "--out", tmp_path) == (
+        2, "", f"minimoe: --data {bad}: invalid literal for int() with base 10: 'x'\n")
 
 
 def test_a_paper_without_an_experiment_is_one_line(cli, tmp_path, monkeypatch):

@@ -6,13 +6,15 @@ An experiment is a module ``minimoe.experiments.<paper>`` with one function
 
 and whoever runs it, the command line above all, writes
 
-    settings = Settings(seed=0, quick=False, backend="numpy")
-    outcome = conduct("local_experts_1991", settings)    # BackendError, before anything is run
+    settings = Settings(seed=0, quick=False, backend="numpy", data=None)
+    check("local_experts_1991", settings)                # BackendError, DataError
+    outcome = conduct("local_experts_1991", settings)
     print(text(outcome))                                 # tables, and the claims
     figure, record = write(outcome, "runs")              # <paper>.png and <paper>.json
     sys.exit(0 if met(outcome) else 1)                   # 1: a claim was judged and does not hold
 
-``as_record(outcome)`` is what ``write`` puts into the .json file, for programs.
+``as_record(outcome)`` is what ``write`` puts into the .json file, for programs. An experiment that
+can read a file of the user's says what it is, in a line ``DATA``.
 """
 import importlib
 import importlib.metadata
@@ -20,6 +22,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import shutil
 import sys
 import textwrap
@@ -42,6 +45,7 @@ class Settings(NamedTuple):
     seed: int = 0
     quick: bool = False        # smoke-sized: too few starts to judge the claims by
     backend: str = "numpy"     # or cupy
+    data: str | None = None    # a file of the user's, which few experiments read
 
 
 class Claim(NamedTuple):
@@ -73,13 +77,40 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def conduct(paper, settings):
-    """Run the experiment of a paper, by its full name; of a quick run no claim is judged.
+class DataError(Exception):
+    """The file that the settings name is of no use; why, in one line."""
 
-    BackendError where the backend cannot be used here; ModuleNotFoundError for no such experiment.
+
+def check(paper, settings):
+    """What can be said before anything is run; the experiment of a paper, by its full name.
+
+    BackendError where the backend cannot be used here, DataError where a file is given that the
+    experiment does not read or that cannot be opened; ModuleNotFoundError for no such experiment.
     """
     mover(settings.backend)
     experiment = importlib.import_module(f"minimoe.experiments.{paper}")
+    if settings.data is not None:
+        if not hasattr(experiment, "DATA"):
+            raise DataError(f"the experiment of {paper} reads no file")
+        with reading():
+            open(settings.data, "rb").close()
+    return experiment
+
+
+@contextmanager
+def reading():
+    """What goes wrong with a user's file in here, OSError or ValueError, ends as DataError."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(error.strerror or str(error)) from error
+    except ValueError as error:
+        raise DataError(" ".join(str(error).split())) from error
+
+
+def conduct(paper, settings):
+    """Run the experiment of a paper; of a quick run no claim is judged. Errors as ``check``."""
+    experiment = check(paper, settings)
     start = time.perf_counter()
     result = experiment.run(settings)
     if settings.quick:
@@ -284,7 +315,8 @@ def as_record(outcome):
     return plain({
         "paper": outcome.paper,
         "title": result.title,
-        "command": command + (" --quick" if settings.quick else ""),
+        "command": (command + (" --quick" if settings.quick else "")
+                    + (f" --data {shlex.quote(settings.data)}" if settings.data else "")),
         "settings": settings._asdict(),
         "met": met(outcome),
         "claims": [claim._asdict() for claim in result.claims],

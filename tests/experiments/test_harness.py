@@ -110,7 +110,7 @@ def test_the_record_says_what_was_run_with_what_and_what_was_found(tmp_path):
     read = json.loads(record.read_text(), parse_constant=pytest.fail)   # no NaN, no Infinity
     assert read == harness.as_record(run)
     assert read["command"] == "minimoe run local_experts_1991 --seed 3 --backend numpy --quick"
-    assert read["settings"] == {"seed": 3, "quick": True, "backend": "numpy"}
+    assert read["settings"] == {"seed": 3, "quick": True, "backend": "numpy", "data": None}
     assert read["details"] == {"epochs": [679.0, None], "0.3": {"in_use": 2}, "l": None}
     assert read["claims"][0] == HOLDS._asdict() and read["met"] is True
     assert read["tables"][0]["rows"] == [["a", "7 (1)"], ["longer", "1124 (23)"]]
