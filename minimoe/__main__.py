@@ -17,7 +17,7 @@ import numpy as np
 
 from minimoe import tree
 from minimoe.backend import BackendError
-from minimoe.cli import index
+from minimoe.oracle import index
 from minimoe.oracle.kinds import UnknownKind, find_kind
 
 

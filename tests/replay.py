@@ -6,7 +6,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from minimoe.cli import index
+from minimoe.oracle import index
 from minimoe.oracle.kinds import find_kind
 from minimoe.oracle.runs import read_run
 

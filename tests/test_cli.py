@@ -11,7 +11,7 @@ import pytest
 
 from minimoe import experiments, tree
 from minimoe.__main__ import main
-from minimoe.cli import index
+from minimoe.oracle import index
 from minimoe.experiments import harness
 from minimoe.oracle.runs import Run, read_arrays
 from minimoe.papers import local_experts_1991

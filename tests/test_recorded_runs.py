@@ -1,7 +1,7 @@
 """Every recorded run of every paper, computed again."""
 import pytest
 
-from minimoe.cli import index
+from minimoe.oracle import index
 from minimoe.oracle.disagreements import disagreements
 from minimoe.oracle.kinds import kinds
 from tests.replay import RUNS
