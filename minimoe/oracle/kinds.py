@@ -16,17 +16,24 @@ class UnknownKind(LookupError):
     """A kind of run that a paper does not have."""
 
 
-def kinds(paper):
-    """Every kind of run of a paper, by name; of a single one, the name is empty."""
-    module = importlib.import_module(f"minimoe.papers.{paper}")
+def module_of(paper):
+    return importlib.import_module(f"minimoe.papers.{paper}")
+
+
+def kinds(paper, module=None):
+    """Every kind of run of a paper, by name; of a single one, the name is empty.
+
+    ``module`` is a private copy of the paper's, where that is to be asked instead.
+    """
+    module = module or module_of(paper)
     if hasattr(module, "ORACLES"):
         return {name: Oracle(*pair) for name, pair in module.ORACLES.items()}
     return {"": Oracle(module.RUN, module.oracle)}
 
 
-def find_kind(paper, kind=""):
+def find_kind(paper, kind="", module=None):
     """The Oracle of one kind of run of a paper; UnknownKind, naming those there are."""
-    found = kinds(paper)
+    found = kinds(paper, module)
     if kind not in found:
         names = ", ".join("/".join(filter(None, (paper, name))) for name in found)
         wanted = f"no run is called {paper}/{kind}" if kind else f"{paper} has several kinds of run"

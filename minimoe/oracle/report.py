@@ -1,0 +1,301 @@
+"""Where an implementation parts from a paper on one case, and what is to be made of it."""
+import difflib
+from typing import NamedTuple
+
+import numpy as np
+
+from minimoe.oracle import diagnosis, tolerances
+from minimoe.oracle.cases import case as find_case
+from minimoe.oracle.trace import as_dtype, computed, follows, known_as
+from minimoe.oracle.variants import private_copy
+
+AGREES, DIFFERS, FOLLOWS, UNDETERMINED, UNUSABLE, NOT_GIVEN = (
+    "agrees", "differs", "follows", "undetermined", "unusable", "not given")
+DECISION = "expert_index"
+
+
+class Finding(NamedTuple):
+    """One intermediate. Errors are in units of eps x the paper's largest number there."""
+    name: str
+    status: str                    # agrees, differs, follows, undetermined, unusable, not given
+    error: float | None = None     # the largest; None for integers and booleans
+    tolerance: float | None = None
+    places: int = 0                # that differ
+    size: int = 0
+    first: tuple | None = None     # of the places that differ
+    got: object = None             # there
+    want: object = None
+    note: str = ""
+
+    @property
+    def where(self):
+        """The first place that differs, in words."""
+        if self.name.rpartition(".")[2] in PER_CHOICE and len(self.first) >= 2:
+            rest = "".join(f", {i}" for i in self.first[2:])
+            return f"token {self.first[0]}, choice {self.first[1]}{rest}"
+        return str(self.first) if self.first else "the number"
+
+
+PER_CHOICE = ("expert_index", "position_in_expert", "keep", "gate", "margin", "expert_inputs",
+              "hidden", "expert_outputs")
+
+
+class Report:
+    """What ``check`` and ``compare`` find.
+
+    ``ok`` where nothing differs and nothing was wrong with what was given. ``findings`` has every
+    intermediate of the paper's trace, in the order of computation; ``problems`` what could not be
+    used, a line each. ``want`` is the paper's trace, ``got`` what was given.
+    """
+
+    def __init__(self, case, run, dtype, findings, problems, got, want, notes=()):
+        self.case, self.run, self.dtype = case, run, dtype
+        self.findings, self.problems, self.notes = findings, list(problems), list(notes)
+        self.got, self.want = got, want
+
+    @property
+    def ok(self):
+        return not self.problems and self.first_divergence is None and any(
+            finding.status == AGREES for finding in self.findings)
+
+    @property
+    def first_divergence(self):
+        """The first Finding, in the order of computation, that differs; None where none does."""
+        return next((finding for finding in self.findings if finding.status == DIFFERS), None)
+
+    def of(self, *statuses):
+        return [finding for finding in self.findings if finding.status in statuses]
+
+    def identify(self):
+        """The conventions that explain a difference. -> list of diagnosis.Match"""
+        return diagnosis.identify(self)
+
+    def diagnose(self):
+        """The known bugs that explain a difference. -> list of diagnosis.Match"""
+        return diagnosis.diagnose(self)
+
+    def __str__(self):
+        return "\n".join(_lines(self))
+
+    def as_json(self):
+        """The same for programs: a dict of what JSON has."""
+        return {
+            "case": self.case.id, "kind": self.case.kind, "dtype": self.dtype, "ok": self.ok,
+            "problems": self.problems, "notes": self.notes,
+            "first_divergence": self.first_divergence and self.first_divergence.name,
+            "findings": [_plain(finding) for finding in self.findings],
+            "conventions": [match.as_json() for match in self.identify()],
+            "known_bugs": [match.as_json() for match in self.diagnose()]}
+
+
+def _plain(finding):
+    def plain(x):
+        if isinstance(x, np.generic):
+            x = x.item()
+        return str(x) if isinstance(x, float) and not np.isfinite(x) else x
+    return {**{name: plain(value) for name, value in finding._asdict().items()},
+            "first": finding.first and list(finding.first)}
+
+
+# -- Comparing -----------------------------------------------------------------------------------
+
+def compare(case, outputs, dtype="float64", problems=(), run=None):
+    """Hold outputs, arrays by name, to what a paper makes of a case. -> Report
+
+    ``run`` stands in for the case's own arrays: a user's, of the same kind. Nothing is changed in
+    ``outputs``, which may have any of the trace's names (``trace.ALIASES`` are understood).
+    ValueError for a dtype that has no tolerance.
+    """
+    if dtype not in tolerances.EPS:
+        raise ValueError(f"compare: dtype must be one of {', '.join(tolerances.EPS)}; got {dtype}")
+    if run is None:
+        case = find_case(case)
+        run = case.run()
+    want = computed(case, as_dtype(run, "float64"))
+    c = tolerances.constants(want, computed(case, as_dtype(run, "float32")))
+    problems, got = list(problems), {}
+    for name, array in outputs.items():
+        problem = _take(got, name, array, want)
+        if problem:
+            problems.append(problem)
+    want, notes, loose = _with_decisions(case, run, got, want, dtype)
+    findings, differing = [], []
+    for name, array in want.items():
+        finding = _finding(name, got.get(name), array, c.get(name), dtype, "exact" in case.tags)
+        if finding.status == DIFFERS:
+            if any(follows(name, earlier) for earlier in loose):
+                finding = finding._replace(status=UNDETERMINED)
+            elif any(follows(name, earlier) for earlier in differing):
+                finding = finding._replace(status=FOLLOWS)
+            differing.append(name)
+        if name in loose and finding.status in (DIFFERS, FOLLOWS, AGREES):
+            finding = finding._replace(status=UNDETERMINED, note=loose[name])
+        findings.append(finding)
+    return Report(case, run, dtype, findings, problems, got, want, notes)
+
+
+def _take(got, given, array, want):
+    """Put an output under the trace's name for it; what is wrong with it, or None."""
+    name = known_as(given, want)
+    if name is None:
+        near = difflib.get_close_matches(given, want, n=3, cutoff=0.5)
+        return (f"{given} is not an intermediate of this case; "
+                f"{'near' if near else 'there are'}: {', '.join(near or want)}")
+    if name in got:
+        return f"{given} is given twice, once as {name}"
+    if not isinstance(array, np.ndarray):
+        return f"{given}: needs an array; got {type(array).__name__}"
+    wanted = want[name]
+    if array.dtype.kind not in "biuf":
+        return f"{given}: needs {_kind(wanted)}; got {array.dtype}"
+    if array.shape != wanted.shape:
+        if array.size != wanted.size or array.squeeze().shape != wanted.squeeze().shape:
+            return f"{given}: needs shape {wanted.shape}; got {array.shape}"
+        array = array.reshape(wanted.shape)      # [T] for [T, 1], where there is one choice
+    kinds = {array.dtype.kind, wanted.dtype.kind}
+    if ("f" in kinds) != (kinds == {"f"}):
+        whole = array.dtype.kind == "f" and np.isfinite(array).all() and (array % 1 == 0).all()
+        if wanted.dtype.kind == "f" or not whole:
+            return f"{given}: needs {_kind(wanted)}; got {array.dtype}"
+        array = array.astype(np.int64)
+    elif wanted.dtype.kind == "b" and array.dtype.kind != "b":
+        if not np.isin(array, (0, 1)).all():
+            return f"{given}: needs booleans; got {array.dtype}"
+        array = array.astype(bool)
+    got[name] = array
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = ~np.isfinite(array) & np.isfinite(wanted)
+        if bad.any():
+            first = tuple(np.argwhere(bad)[0].tolist())
+            return f"{given} is {array[first]} in {bad.sum()} places, first at {first}"
+    return None
+
+
+def _kind(array):
+    return {"b": "booleans", "i": "integers", "u": "integers", "f": "floats"}[array.dtype.kind]
+
+
+def _finding(name, got, want, c, dtype, exact):
+    if got is None:
+        return Finding(name, NOT_GIVEN, size=want.size)
+    if want.dtype.kind != "f":
+        wrong, error, tolerance = got != want, None, None
+    else:
+        distance = tolerances.errors(got, want)
+        bound = tolerances.allowed(name.rpartition(".")[2], want, c, dtype, exact)
+        unit = tolerances.EPS[dtype] * tolerances.scale(want)
+        wrong, error = distance > bound, float(distance.max(initial=0.0) / unit)
+        tolerance = bound / unit
+    if not wrong.any():
+        return Finding(name, AGREES, error, tolerance, size=want.size)
+    first = tuple(np.argwhere(wrong)[0].tolist())
+    return Finding(name, DIFFERS, error, tolerance, int(wrong.sum()), want.size, first,
+                   got[first].item(), want[first].item())
+
+
+# -- Decisions -----------------------------------------------------------------------------------
+
+def _with_decisions(case, run, got, want, dtype):
+    """The trace to compare with, where the router's choices are within rounding of each other.
+
+    Choices that differ only there are taken for the user's right, and the paper is computed again
+    with them. -> trace, notes, {name of a decision: why what follows from it cannot be judged}
+    """
+    notes, loose = [], {}
+    for name in [name for name in want if name.rpartition(".")[2] == DECISION]:
+        prefix = name.removesuffix(DECISION)
+        margin = want.get(prefix + "margin")
+        if margin is None:
+            continue
+        scores = next((want[prefix + score] for score in ("noisy", "logits", "clean", "gates")
+                       if prefix + score in want), margin)
+        close = (margin < tolerances.margin_of_noise(scores, dtype)).any(axis=-1)
+        if not close.any():
+            continue
+        chosen = got.get(name)
+        share = f"{close.sum()} of {close.size} tokens choose within rounding of a tie"
+        if chosen is None:
+            loose[name] = f"{share}; give {name} to be judged"
+        elif (chosen != want[name]).any():
+            moved = (chosen != want[name]).any(axis=-1)
+            if (moved <= close).all():
+                forced = _forced(case, run, want[name], chosen)
+                if forced is None:
+                    loose[name] = f"{share}, and {moved.sum()} choose otherwise than the paper"
+                else:
+                    want = forced
+                    notes.append(f"{name}: {share}; {moved.sum()} choose otherwise than the paper, "
+                                 "which is computed again with these choices")
+    return want, notes, loose
+
+
+def _forced(case, run, expert, chosen):
+    """The trace with a user's choices in place of the paper's, or None where that cannot be."""
+    flat = chosen.reshape(-1, chosen.shape[-1])
+
+    def make(module):
+        right = module.top_k
+
+        def top_k(scores, k):
+            found = right(scores, k)
+            return flat if found.shape == flat.shape else found
+        return top_k
+    try:
+        trace = computed(case, as_dtype(run, "float64"),
+                         private_copy(case.paper, {"top_k": make}))
+    except ValueError:
+        return None
+    reached = any((array == chosen).all() for name, array in trace.items()
+                  if name.rpartition(".")[2] == DECISION and array.shape == chosen.shape)
+    return trace if reached else None
+
+
+# -- In words ------------------------------------------------------------------------------------
+
+def _lines(report):
+    first = report.first_divergence
+    given = report.of(AGREES, DIFFERS, FOLLOWS, UNDETERMINED)
+    verdict = "agrees with" if report.ok else "parts from" if first else "cannot be held to"
+    yield f"{verdict} {report.case.id} in {report.dtype}"
+    for problem in report.problems:
+        yield f"  problem: {problem}"
+    for note in report.notes:
+        yield f"  note: {note}"
+    if not given:
+        yield "  nothing was given that the paper's trace has"
+        return
+    width = max(len(finding.name) for finding in given)
+    for finding in given:
+        yield f"  {MARKS[finding.status]} {finding.name:<{width}}  {_said(finding)}"
+    not_given = [finding.name for finding in report.of(NOT_GIVEN)
+                 if not finding.name.startswith("grad.")]
+    if not_given:
+        yield f"  not given: {', '.join(not_given)}"
+    if first:
+        before = [f for f in report.findings[:report.findings.index(first)] if f.status == AGREES]
+        agreed = f"{before[-1].name} {_said(before[-1])}; " if before else ""
+        yield f"first divergence: {agreed}{first.name} {_said(first)}"
+    for match in report.identify():
+        yield f"convention: {match}"
+    for match in report.diagnose():
+        yield f"known bug: {match}"
+
+
+MARKS = {AGREES: "=", DIFFERS: "X", FOLLOWS: ".", UNDETERMINED: "?"}
+
+
+def _said(finding):
+    if finding.status == AGREES:
+        return ("agrees" if finding.error is None
+                else f"agrees to {finding.error:.2g} eps (of {finding.tolerance:.3g})")
+    if finding.status == UNDETERMINED:
+        return f"undetermined: {finding.note or 'follows from choices within rounding of a tie'}"
+    differs = (f"differs first at {finding.where}: yours {_shown(finding.got)}, paper's "
+               f"{_shown(finding.want)}; {finding.places} of {finding.size} places")
+    if finding.error is not None:
+        differs += f", up to {finding.error:.2g} eps (of {finding.tolerance:.3g})"
+    return f"{differs}; a consequence" if finding.status == FOLLOWS else differs
+
+
+def _shown(value):
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
