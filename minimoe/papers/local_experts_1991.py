@@ -263,10 +263,6 @@ RUN = {
     "param.w_experts": "D E O", "param.w_gate": "D E",
 }
 
-ERRORS = {"cooperative_error": cooperative_error,
-          "competitive_error": competitive_error,
-          "mixture_error": mixture_error}
-
 
 def oracle(case):
     """Every intermediate of a run, in the order of computation, and the gradients of its errors.
@@ -277,7 +273,9 @@ def oracle(case):
     params = tree.map(Tensor, LocalExpertsParams(**case.params))
     o, logits = local_experts(params, x)
     expert = chosen_expert(logits, case.inputs["u"])
-    errors = {name: error(d, o, logits) for name, error in ERRORS.items()}
+    errors = {"cooperative_error": cooperative_error(d, o, logits),
+              "competitive_error": competitive_error(d, o, logits),
+              "mixture_error": mixture_error(d, o, logits)}
     return tree.map(stop_gradient, {
         "o": o, "logits": logits, "p": mixing_proportions(logits), "q": squared_errors(d, o),
         "expert": expert, "blend": blend(o, logits), "switch": switch(o, expert),
@@ -285,3 +283,65 @@ def oracle(case):
         **errors,
         "grad": {name: grad((error * cotangent).sum(), params) for name, error in errors.items()},
     })
+
+
+# -- Cases and conventions -----------------------------------------------------------------------
+
+def _clear_draws(arrays, rng):
+    """Every u in the middle of an expert's share, so that rounding moves no choice."""
+    logits = gate_logits(arrays["in.x"], arrays["param.w_gate"])
+    p = mixing_proportions(logits)                                     # [N, E]
+    middle = ops.cumsum(p, axis=-1) - p / 2
+    expert = chosen_expert(logits, arrays["in.u"])
+    arrays["in.u"] = ops.take_along_axis(middle, expert[:, None])[:, 0]
+
+
+def _draws_on_borders(arrays, rng):
+    """Equal proportions, and every u where one ends and the next begins."""
+    arrays["param.w_gate"] *= 0
+    E = arrays["param.w_gate"].shape[1]
+    arrays["in.u"] = rng.integers(E, size=arrays["in.u"].shape) / E
+
+
+def _many_experts(arrays, rng):
+    arrays["param.w_experts"] *= 32    # or every h is its p, and the gate's gradient is rounding
+    _clear_draws(arrays, rng)
+
+
+def _far_target(arrays, rng):
+    """Of the first case alone: its exp(-q / 2) are all 0, its gradients made small in return."""
+    arrays["param.w_experts"] *= 4
+    arrays["in.d"][0] = 1024
+    arrays["in.cotangent"][0] = 2**-20
+    _clear_draws(arrays, rng)
+
+
+def _certain_gate(arrays, rng):
+    """Of the first case alone, by an input that only it has: a p of exactly 0."""
+    arrays["in.x"][:, 0] = 0
+    arrays["in.x"][0, 0] = 1
+    arrays["param.w_gate"][0] *= 2048
+    _clear_draws(arrays, rng)
+
+
+CASES = {
+    "roomy": ("", dict(N=8, D=3, E=4, O=2), "", _clear_draws),
+    "dyadic": ("", dict(N=8, D=4, E=4, O=2), "exact", _clear_draws),
+    "one_expert": ("", dict(N=5, D=3, E=1, O=2), "degenerate, E=1"),
+    "one_case": ("", dict(N=1, D=4, E=3, O=3), "degenerate, one datum", _clear_draws),
+    "many_experts": ("", dict(N=4, D=3, E=260, O=3), "wide", _many_experts),
+    "draws_on_borders": ("", dict(N=8, D=3, E=4, O=2), "exact, ties", _draws_on_borders),
+    "far_target": ("", dict(N=6, D=3, E=4, O=2), "extreme", _far_target),
+    "certain_gate": ("", dict(N=6, D=3, E=4, O=2), "extreme", _certain_gate),
+}
+
+
+def _with_constant(paper):
+    error = paper.mixture_error
+    return lambda d, o, logits: error(d, o, logits) + o.shape[-1] / 2 * math.log(2 * math.pi)
+
+
+CONVENTIONS = {
+    "the Gaussian's constant is kept in Eq. (1.3)": {"mixture_error": _with_constant},
+    "experts are linear, without the logistic": {"expert_outputs": "linear_outputs"},
+}
