@@ -62,8 +62,9 @@ from minimoe import nn, ops, tree
 from minimoe.autodiff.tensor import Tensor, grad, stop_gradient
 from minimoe.backend import namespace
 from minimoe.routing.dispatch import Routing, gather, gather_back, packed_seats, seating
-from minimoe.routing.experts import expert_feed_forward, expert_matmul, ragged_matmul
-from minimoe.routing.topk import counts_in_groups, queues, slots_in_groups, top_k
+from minimoe.routing.experts import (
+    expert_feed_forward, expert_intermediates, expert_matmul, ragged_matmul)
+from minimoe.routing.topk import choice_margin, counts_in_groups, queues, slots_in_groups, top_k
 
 
 # -- The router, Section 2.1 ---------------------------------------------------------------------
@@ -778,13 +779,17 @@ def transformers_load_balancing_loss(probs, routings, n_groups):
                                n_groups)
 
 
-def router_z_loss(logits):
-    """The mean of (log sum_j exp h_j)^2: keeps logits small. [T, E] -> []
+def router_z_loss(logits, used=None):
+    """The mean of (log sum_j exp h_j)^2: keeps logits small. Padding costs 0. [T, E] -> []
 
     B. Zoph et al., "ST-MoE: Designing Stable and Transferable Sparse Expert Models", 2022.
     arXiv:2202.08906v2. The usual weight is 1e-3.
     """
-    return ops.square(ops.logsumexp(logits, axis=-1)).mean()
+    squares = ops.square(ops.logsumexp(logits, axis=-1))               # [T]
+    if used is None:
+        return squares.sum() / max(len(squares), 1)
+    n = used.sum()
+    return ops.where(used, squares, 0.0).sum() / (n + (n == 0)).astype(squares.dtype)
 
 
 # -- As others have it: layers and starts --------------------------------------------------------
@@ -1002,62 +1007,92 @@ def _switch_params(leaves):
     return SwitchParams(*(leaves[name] for name in SwitchParams._fields))
 
 
-def _layer(probs, out, case, leaves):
-    """Every intermediate of a layer, and gradients of <y, cotangent> and of its balance loss."""
-    losses = {"y": (out.y * case.inputs["cotangent"]).sum(), "aux_loss": out.aux_loss}
+def _layer(logits, probs, out, case, leaves, ahead=None, shares=None, losses=None,
+           activation=ops.relu):
+    """Every intermediate of a layer, in the order of computation, and the gradients.
+
+    Those of <y, cotangent>, of the balance loss and of further ``losses``. ``ahead`` is the margin
+    of its choices where it is not that of logits, ``shares`` are f and P.
+    """
+    routing, params = out.routing, _switch_params(leaves)
+    inputs, hidden, outputs = expert_intermediates(leaves["x"], routing, params.w_in, params.w_out,
+                                                   activation)
+    losses = {"aux_loss": out.aux_loss, **(losses or {})}
+    y = (out.y * case.inputs["cotangent"]).sum()
     return tree.map(stop_gradient, {
-        "probs": probs, **out.routing._asdict(), "y": out.y, "aux_loss": out.aux_loss,
-        "grad": {name: grad(loss, leaves) for name, loss in losses.items()}})
+        "logits": logits, "probs": probs, "expert": routing.expert,
+        "margin": choice_margin(logits, routing.expert) if ahead is None else ahead,
+        "slot": routing.slot, "keep": routing.keep, "gate": routing.gate,
+        "expert_inputs": inputs, "hidden": hidden, "expert_outputs": outputs, "y": out.y,
+        **(shares or {}), **losses,
+        "grad": {name: grad(loss, leaves) for name, loss in {"y": y, **losses}.items()}})
 
 
 def layer_oracle(case):
-    """The layer, its tokens in groups, some of them perhaps padding."""
+    """The layer, its tokens in groups, some of them perhaps padding.
+
+    ``loss`` is ``training_loss``, the task's loss being <y, cotangent>.
+    """
     leaves, used, n_groups = _leaves(case, "x"), case.inputs["used"], case.settings["n_groups"]
     params, x = _switch_params(leaves), leaves["x"]
     out = switch_ffn(params, x, case.settings["capacity"], case.settings["k"], n_groups, used)
     logits, probs = router_logits(x, params.w_router), router_probs(x, params.w_router)
-    f = dispatched_fraction(out.routing.expert[:, :1], probs.shape[-1], n_groups, used)
-    return {"logits": logits.array, "f": f, "P": mean_probability(probs, n_groups, used).array,
-            **_layer(probs, out, case, leaves)}
+    shares = {"f": dispatched_fraction(out.routing.expert[:, :1], probs.shape[-1], n_groups, used),
+              "P": mean_probability(probs, n_groups, used)}
+    loss = training_loss((out.y * case.inputs["cotangent"]).sum(), [out.aux_loss])
+    return _layer(logits, probs, out, case, leaves, shares=shares,
+                  losses={"z_loss": router_z_loss(logits, used), "loss": loss})
 
 
 def no_token_left_behind_oracle(case):
-    """The layer with no token left behind, and the balance loss of as many choices as stages."""
+    """The layer with no token left behind, and the balance loss of as many choices as stages.
+
+    The margin is the smallest of all stages.
+    """
     leaves, used, n_groups = _leaves(case, "x"), case.inputs["used"], case.settings["n_groups"]
     params, x, n_stages = _switch_params(leaves), leaves["x"], case.settings["n_stages"]
-    probs = router_probs(x, params.w_router)
+    logits, probs = router_logits(x, params.w_router), router_probs(x, params.w_router)
     routing = route_no_token_left_behind(probs, case.settings["capacity"], n_stages, n_groups, used)
     y = expert_feed_forward(x, routing, params.w_in, params.w_out)
-    aux_loss = all_choices_load_balancing_loss(probs, top_k(probs, n_stages), n_groups, used)
-    return _layer(probs, SwitchOutput(y, aux_loss, routing), case, leaves)
+    choices = top_k(probs, n_stages)                                   # [T, stages]
+    aux_loss = all_choices_load_balancing_loss(probs, choices, n_groups, used)
+    ahead = choice_margin(logits, choices).min(axis=-1, keepdims=True)    # [T, 1]
+    return _layer(logits, probs, SwitchOutput(y, aux_loss, routing), case, leaves, ahead)
 
 
 def exploration_oracle(case):
-    """The layer with each policy of exploration but the first, which is its default."""
+    """The layer with each policy of exploration but the first, which is its default.
+
+    The margin of a sample is how far its draw is from the next probability's end.
+    """
     leaves, capacity, inputs = _leaves(case, "x"), case.settings["capacity"], case.inputs
     params, x = _switch_params(leaves), leaves["x"]
     found = {}
     for name, seen in {"jitter": jitter(x, inputs["u"], case.settings["eps"]),
                        "dropout": input_dropout(x, inputs["kept"], case.settings["rate"])}.items():
         out = switch_ffn(params, x, capacity, router_input=seen)
-        found[name] = _layer(router_probs(seen, params.w_router), out, case, leaves)
-    probs = router_probs(x, params.w_router)
+        found[name] = _layer(router_logits(seen, params.w_router),
+                             router_probs(seen, params.w_router), out, case, leaves)
+    logits, probs = router_logits(x, params.w_router), router_probs(x, params.w_router)
     routing = route_sampled(probs, inputs["draw"], capacity)
     y = expert_feed_forward(x, routing, params.w_in, params.w_out)
     out = SwitchOutput(y, load_balancing_loss(probs, top_k(probs, 1)), routing)
-    return {**found, "sample": _layer(probs, out, case, leaves)}
+    ends = ops.cumsum(stop_gradient(probs), axis=-1)                   # [T, E]
+    ends[:, -1] = math.inf                                             # no draw gets there
+    ahead = abs(ends - inputs["draw"][:, None]).min(axis=-1, keepdims=True)    # [T, 1]
+    return {**found, "sample": _layer(logits, probs, out, case, leaves, ahead)}
 
 
 def expert_dropout_oracle(case):
     """The layer with dropout in its experts."""
-    leaves = _leaves(case, "x")
-    params, x = _switch_params(leaves), leaves["x"]
-    probs = router_probs(x, params.w_router)
+    leaves, rate = _leaves(case, "x"), case.settings["rate"]
+    params, x, kept = _switch_params(leaves), leaves["x"], case.inputs["kept"]
+    logits, probs = router_logits(x, params.w_router), router_probs(x, params.w_router)
     routing = route(probs, case.settings["capacity"])
-    y = expert_dropout(x, routing, params.w_in, params.w_out, case.inputs["kept"],
-                       case.settings["rate"])
+    y = expert_dropout(x, routing, params.w_in, params.w_out, kept, rate)
     out = SwitchOutput(y, load_balancing_loss(probs, routing.expert), routing)
-    return _layer(probs, out, case, leaves)
+    return _layer(logits, probs, out, case, leaves,
+                  activation=lambda h: nn.dropout(ops.relu(h), kept[:, None], rate))
 
 
 def pseudocode_oracle(case):
@@ -1070,7 +1105,7 @@ def pseudocode_oracle(case):
     routing = route(probs, capacity, n_groups=n_groups)
     y = expert_feed_forward_einsum(x, routing, params.w_in, params.w_out, capacity, n_groups)
     out = SwitchOutput(y, load_balancing_loss(probs, routing.expert, n_groups), routing)
-    return {"logits": logits.array, **_layer(probs, out, case, leaves)}
+    return _layer(logits, probs, out, case, leaves)
 
 
 def selective_precision_oracle(case):

@@ -33,6 +33,19 @@ def relu_feed_forward(x, w_in, w_out, *, ends):
     return ragged_matmul(hidden, w_out, ends=ends)
 
 
+def expert_intermediates(x, routing, w_in, w_out, activation=ops.relu):
+    """What each choice's expert was given, made of it and gave back; 0 if it turned it away.
+
+    By the definition, to look at and to compare with: ``expert_feed_forward`` keeps none of it.
+    [T, D], Routing, [E, D, H], [E, H, D] -> [T, K, D], [T, K, H], [T, K, D]
+    """
+    kept = routing.keep[:, :, None]                                      # [T, K, 1]
+    inputs = ops.where(kept, x[:, None], 0.0)                            # [T, K, D]
+    hidden = activation(ops.einsum("tkd,tkdh->tkh", inputs, ops.take(w_in, routing.expert)))
+    hidden = ops.where(kept, hidden, 0.0)
+    return inputs, hidden, ops.einsum("tkh,tkhd->tkd", hidden, ops.take(w_out, routing.expert))
+
+
 @op
 def expert_matmul(x, w):
     """Every expert's slots times its matrix. [E, C, D], [E, D, H] -> [E, C, H]"""

@@ -26,6 +26,22 @@ def top_k(scores, k):
     return xp.stack(choices, axis=-1)          # [T, K]
 
 
+def choice_margin(scores, expert):
+    """By how much a choice's score exceeds the best of those left after it: 0 at a tie, else >= 0.
+
+    Rounding may change a choice whose margin is small. Infinite where no expert is left.
+    [T, E], [T, K] int -> [T, K]
+    """
+    scores = stop_gradient(scores)
+    xp = namespace(scores)
+    token, left, ahead = xp.arange(len(scores)), scores.copy(), []
+    for k in range(expert.shape[1]):
+        chosen = token, expert[:, k]
+        left[chosen] = -xp.inf                 # which means taken
+        ahead.append(scores[chosen] - left.max(axis=-1))
+    return xp.stack(ahead, axis=-1)            # [T, K]
+
+
 def slots(expert, n_experts, order=None):
     """Each choice's place in the queue of its expert, from 0. [T, K] int -> [T, K] int
 

@@ -120,25 +120,49 @@ def balance(probs, choices, used, n_groups, ranks=(0,)):
 
 
 def output(x, probs, choices, keep, w_in, w_out, mask=None):
-    """Eq. (2): each token by itself. ``mask`` [T, H] multiplies the hidden layer."""
+    """Eq. (2): each token by itself; what went into the experts, through them, and out of them.
+
+    ``mask`` [T, H] multiplies the hidden layer.
+    """
+    made = {"expert_inputs": [], "hidden": [], "expert_outputs": []}
     rows = []
     for t in range(len(x)):
-        y = 0.0 * x[t]
+        y, of_token = 0.0 * x[t], []
         for i, kept in zip(choices[t], keep[t]):
-            if kept:
-                hidden = torch.relu(x[t] @ w_in[i])
-                y = y + probs[t, i] * ((hidden if mask is None else hidden * mask[t]) @ w_out[i])
+            inputs = x[t] if kept else torch.zeros_like(x[t])
+            hidden = torch.relu(inputs @ w_in[i])
+            if mask is not None:
+                hidden = hidden * mask[t]
+            outputs = hidden @ w_out[i]
+            of_token.append((inputs, hidden, outputs))
+            y = y + probs[t, i] * outputs
+        for name, values in zip(made, zip(*of_token)):
+            made[name].append(torch.stack(values))
         rows.append(y)
-    return torch.stack(rows)
+    return {**{name: torch.stack(values) for name, values in made.items()}, "y": torch.stack(rows)}
 
 
-def found(probs, choices, slot, keep, y, aux_loss, cotangent, leaves, prefix=""):
-    out = {"probs": probs, "expert": torch.tensor(choices), "slot": torch.tensor(slot),
-           "keep": torch.tensor(keep),
-           "gate": torch.stack([probs[t, choices[t]] for t in range(len(probs))]),
-           "y": y, "aux_loss": aux_loss,
-           **gradients({"y": (y * cotangent).sum(), "aux_loss": aux_loss}, leaves)}
-    return {prefix + name: value for name, value in out.items()}
+def margins(scores, choices):
+    """By how much each choice leads the best of those that come after it."""
+    rows = []
+    for row, chosen in zip(scores.tolist(), choices):
+        left, ahead = dict(enumerate(row)), []
+        for i in chosen:
+            score = left.pop(i)
+            ahead.append(score - max(left.values(), default=-math.inf))
+        rows.append(ahead)
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def found(logits, probs, choices, slot, keep, made, aux_loss, cotangent, leaves, margin=None,
+          shares={}, losses={}):
+    losses = {"aux_loss": aux_loss, **losses}
+    return {"logits": logits, "probs": probs, "expert": torch.tensor(choices),
+            "margin": margins(logits, choices) if margin is None else margin,
+            "slot": torch.tensor(slot), "keep": torch.tensor(keep),
+            "gate": torch.stack([probs[t, choices[t]] for t in range(len(probs))]),
+            **made, **shares, **losses,
+            **gradients({"y": (made["y"] * cotangent).sum(), **losses}, leaves)}
 
 
 # -- The layer -----------------------------------------------------------------------------------
@@ -151,13 +175,17 @@ def layer(case, seed, T=8, D=4, E=4, H=5, capacity=8, k=1, n_groups=1, padding=(
     choices = [best(p, k) for p in probs]
     slot, keep = first_come(choices, used, capacity, n_groups)
     f, P, aux_loss = balance(probs, choices, used, n_groups)
-    y = output(x, probs, choices, keep, params["w_in"], params["w_out"])
+    made = output(x, probs, choices, keep, params["w_in"], params["w_out"])
+    squares = [torch.log(sum(torch.exp(h) for h in logits[t])) ** 2 for t in range(T) if used[t]]
+    z_loss = sum(squares, 0.0 * logits[0, 0]) / max(len(squares), 1)
+    loss = sum(made["y"][t] @ cotangent[t] for t in range(T)) + 0.01 * aux_loss    # Section 2.2
     save(f"switch_2021/layer/{case}", seed=seed,
-         source={"kind": "transcription", "of": f"{PAPER}, Eqs. (1)-(6)"},
+         source={"kind": "transcription", "of": f"{PAPER}, Eqs. (1)-(6); arXiv:2202.08906v2, "
+                                                f"Eq. (5), for the z-loss"},
          **{"in": {"x": x, "cotangent": cotangent, "used": torch.tensor(used)}}, param=params,
          set={"capacity": capacity, "k": k, "n_groups": n_groups},
-         out={"logits": logits, "f": f, "P": P,
-              **found(probs, choices, slot, keep, y, aux_loss, cotangent, leaves)})
+         out=found(logits, probs, choices, slot, keep, made, aux_loss, cotangent, leaves,
+                   shares={"f": f, "P": P}, losses={"z_loss": z_loss, "loss": loss}))
 
 
 def no_router(x, params):
@@ -185,8 +213,10 @@ def no_token_left_behind(case, seed, T=8, D=4, E=4, H=5, capacity=2, n_stages=4,
                          padding=(), shape=None):
     _, x, cotangent, params, leaves = drawn(seed, T, D, E, H, shape)
     used = [t not in padding for t in range(T)]
-    probs = probabilities(x @ params["w_router"])
+    logits = x @ params["w_router"]
+    probs = probabilities(logits)
     ranked = [best(p, n_stages) for p in probs]
+    margin = torch.tensor([[min(row)] for row in margins(logits, ranked).tolist()])
     choices = [[r[0]] for r in ranked]
     slot, keep = first_come(choices, used, capacity, n_groups)
     size = T // n_groups
@@ -200,12 +230,12 @@ def no_token_left_behind(case, seed, T=8, D=4, E=4, H=5, capacity=2, n_stages=4,
                     choices[t], slot[t], keep[t] = [i], [seated[i]], [True]
                     seated[i] += 1
     _, _, aux_loss = balance(probs, ranked, used, n_groups, range(n_stages))
-    y = output(x, probs, choices, keep, params["w_in"], params["w_out"])
+    made = output(x, probs, choices, keep, params["w_in"], params["w_out"])
     save(f"switch_2021/no_token_left_behind/{case}", seed=seed,
          source={"kind": "transcription", "of": f"{PAPER}, Appendix B"},
          **{"in": {"x": x, "cotangent": cotangent, "used": torch.tensor(used)}}, param=params,
          set={"capacity": capacity, "n_stages": n_stages, "n_groups": n_groups},
-         out=found(probs, choices, slot, keep, y, aux_loss, cotangent, leaves))
+         out=found(logits, probs, choices, slot, keep, made, aux_loss, cotangent, leaves, margin))
 
 
 # -- Exploration and dropout ---------------------------------------------------------------------
@@ -217,22 +247,29 @@ def exploration(case, seed, T=8, D=4, E=4, H=5, capacity=8, eps=1e-2, rate=0.1):
     used, out = [True] * T, {}
 
     def policy(name, seen, choose):
-        probs = probabilities(seen @ params["w_router"])
-        choices = [[choose(t, probs[t])] for t in range(T)]
+        logits = seen @ params["w_router"]
+        probs = probabilities(logits)
+        chosen = [choose(t, probs[t]) for t in range(T)]
+        choices = [[i] for i, _ in chosen]
+        margin = None if name != "sample" else torch.tensor([[near] for _, near in chosen])
         slot, keep = first_come(choices, used, capacity, 1)
         _, _, aux_loss = balance(probs, [best(p, 1) for p in probs], used, 1)
-        y = output(x, probs, choices, keep, params["w_in"], params["w_out"])
-        out.update(found(probs, choices, slot, keep, y, aux_loss, cotangent, leaves, f"{name}."))
+        made = output(x, probs, choices, keep, params["w_in"], params["w_out"])
+        of_policy = found(logits, probs, choices, slot, keep, made, aux_loss, cotangent, leaves,
+                          margin)
+        out.update({f"{name}.{key}": value for key, value in of_policy.items()})
+
+    def most_probable(t, p):
+        return best(p, 1)[0], None
 
     def sample(t, p):
-        i, covered = 0, p[0]
-        while where[t] >= covered and i < E - 1:
-            i += 1
-            covered = covered + p[i]
-        return i
+        """The expert, and how near the draw is to where another's begins."""
+        ends = torch.cumsum(p, dim=0)[:-1].tolist()
+        draw = float(where[t])
+        return sum(end <= draw for end in ends), min(abs(end - draw) for end in ends)
 
-    policy("jitter", x * ((1 - eps) + u * ((1 + eps) - (1 - eps))), lambda t, p: best(p, 1)[0])
-    policy("dropout", x * kept / (1 - rate), lambda t, p: best(p, 1)[0])
+    policy("jitter", x * ((1 - eps) + u * ((1 + eps) - (1 - eps))), most_probable)
+    policy("dropout", x * kept / (1 - rate), most_probable)
     policy("sample", x, sample)
     save(f"switch_2021/exploration/{case}", seed=seed,
          source={"kind": "transcription", "of": f"{PAPER}, Appendix C"},
@@ -243,17 +280,18 @@ def exploration(case, seed, T=8, D=4, E=4, H=5, capacity=8, eps=1e-2, rate=0.1):
 def expert_dropout(case, seed, T=8, D=4, E=4, H=6, capacity=8, rate=0.4):
     rng, x, cotangent, params, leaves = drawn(seed, T, D, E, H)
     kept = torch.from_numpy(rng.random((T, H)) >= rate)
-    probs = probabilities(x @ params["w_router"])
+    logits = x @ params["w_router"]
+    probs = probabilities(logits)
     choices = [best(p, 1) for p in probs]
     slot, keep = first_come(choices, [True] * T, capacity, 1)
     _, _, aux_loss = balance(probs, choices, [True] * T, 1)
-    y = output(x, probs, choices, keep, params["w_in"], params["w_out"],
-               kept.double() / (1 - rate))
+    made = output(x, probs, choices, keep, params["w_in"], params["w_out"],
+                  kept.double() / (1 - rate))
     save(f"switch_2021/expert_dropout/{case}", seed=seed,
          source={"kind": "transcription", "of": f"{PAPER}, Section 2.4"},
          **{"in": {"x": x, "cotangent": cotangent, "kept": kept}}, param=params,
          set={"capacity": capacity, "rate": rate},
-         out=found(probs, choices, slot, keep, y, aux_loss, cotangent, leaves))
+         out=found(logits, probs, choices, slot, keep, made, aux_loss, cotangent, leaves))
 
 
 # -- Appendix F, in its einsums ------------------------------------------------------------------
@@ -280,14 +318,21 @@ def pseudocode(case, seed, T=8, D=4, E=4, H=5, capacity=4, n_groups=1, eps=1e-2)
     assert not inputs[:, :, 0].any()                                               # slot 0 is empty
     hidden = torch.relu(torch.einsum("NnCd,Ndf->NnCf", inputs, params["w_in"]))
     outputs = torch.einsum("NnCf,Nfd->NnCd", hidden, params["w_out"])
+    seat = mask * flat[..., None]                                                  # [n, t, N]
+    seat = torch.einsum("ntN,ntC->ntNC", seat, slots)
+    made = {"expert_inputs": inputs, "hidden": hidden, "expert_outputs": outputs}
+    made = {name: torch.einsum("NnCa,ntNC->nta", a, seat).reshape(T, 1, -1)
+            for name, a in made.items()}
     y = torch.einsum("NnCd,ntNC->ntd", outputs, combine).reshape(T, D)
     save(f"switch_2021/pseudocode/{case}", seed=seed,
          source={"kind": "transcription", "of": f"{PAPER}, Appendix F"},
          **{"in": {"x": x, "cotangent": cotangent, "u": u}}, param=params,
          set={"capacity": capacity, "n_groups": n_groups, "eps": eps},
          out={"logits": logits.reshape(T, E), "probs": probs.reshape(T, E),
-              "expert": expert.reshape(T, 1), "slot": position.sum(dim=-1).long().reshape(T, 1) - 1,
-              "keep": flat.reshape(T, 1) > 0, "gate": gate.reshape(T, 1), "y": y,
+              "expert": expert.reshape(T, 1),
+              "margin": margins(logits.reshape(T, E), expert.reshape(T, 1).tolist()),
+              "slot": position.sum(dim=-1).long().reshape(T, 1) - 1,
+              "keep": flat.reshape(T, 1) > 0, "gate": gate.reshape(T, 1), **made, "y": y,
               "aux_loss": aux_loss,
               **gradients({"y": (y * cotangent).sum(), "aux_loss": aux_loss}, leaves)})
 

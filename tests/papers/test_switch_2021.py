@@ -160,8 +160,11 @@ def test_transformers_loses_dropped_tokens_to_expert_0(move):
 
 def test_z_loss_by_hand(move):
     # two logits of 1 and of 3: (1 + log 2)^2 and (3 + log 2)^2
-    close(switch.router_z_loss(move(np.array([[1., 1], [3, 3]]))),
-          ((1 + math.log(2)) ** 2 + (3 + math.log(2)) ** 2) / 2)
+    logits = move(np.array([[1., 1], [3, 3]]))
+    close(switch.router_z_loss(logits), ((1 + math.log(2)) ** 2 + (3 + math.log(2)) ** 2) / 2)
+    close(switch.router_z_loss(logits, move(np.array([False, True]))), (3 + math.log(2)) ** 2)
+    assert switch.router_z_loss(logits, move(np.zeros(2, bool))) == 0
+    assert switch.router_z_loss(logits[:0]) == 0
 
 
 def test_who_is_turned_away_by_hand(move):
@@ -344,7 +347,7 @@ def test_gradients_of_the_losses(rng, move, draw):
             lambda p: switch.deepspeed_load_balancing_loss(p, expert[:, :1], used),
             lambda p: switch.transformers_load_balancing_loss(
                 [p, p * p], [switch.route(ops.softmax(teacher), 1)] * 2, 2),
-            switch.router_z_loss):
+            switch.router_z_loss, lambda p: switch.router_z_loss(p, used)):
         check_vjp(loss, logits, rng=rng)
     check_vjp(lambda logits, teacher: switch.distillation_loss(
         logits, label, ops.softmax(teacher)), logits, teacher, rng=rng)
@@ -682,7 +685,8 @@ def test_everything_keeps_its_dtype(rng, move, start, draw, dtype):
               switch.flaxformer_load_balancing_loss(probs, expert),
               switch.deepspeed_load_balancing_loss(probs, expert, used),
               switch.switch_ffn_transformers(params, x, 2, 2).y,
-              switch.input_dropout(x, u > .1), switch.router_z_loss(probs)):
+              switch.input_dropout(x, u > .1), switch.router_z_loss(probs),
+              switch.router_z_loss(probs, used)):
         assert a.dtype == dtype
 
 

@@ -9,7 +9,7 @@ from minimoe import Tensor, check_vjp, ops, pullback
 from minimoe.backend import to_numpy
 from minimoe.routing.dispatch import Routing, combine, dispatch, gather, gather_back, packed_seats
 from minimoe.routing.experts import (
-    expert_feed_forward, expert_matmul, ragged_matmul, relu_feed_forward)
+    expert_feed_forward, expert_intermediates, expert_matmul, ragged_matmul, relu_feed_forward)
 from tests.ops.primitives import leaves_inputs_alone_in_float32
 from tests.routing.cases import assert_equal_with_gradients, cases, example
 
@@ -70,19 +70,37 @@ def test_hidden_units_below_zero_are_off_and_carry_no_gradient(move):
         [[20]], [[10, 10]], [[[10, 0], [10, 0]]], [[[4], [0]]]]
 
 
+def test_intermediates_by_hand(move):
+    routing = Routing(move(np.array([[1, 0]])), None, move(np.array([[True, False]])), None)
+    x = move(np.array([[1., 2]]))
+    w_in = move(np.array([[[5., 5], [5, 5]], [[1, -1], [1, 0]]]))
+    w_out = move(np.array([[[7.], [7]], [[2], [10]]]))
+    # expert 1: [1 + 2, -1], of which [3, 0] is left; expert 0 turned the token away
+    found = expert_intermediates(x, routing, w_in, w_out)
+    assert [to_numpy(a).tolist() for a in found] == [
+        [[[1, 2], [0, 0]]], [[[3, 0], [0, 0]]], [[[6], [0]]]]
+    inputs, hidden, _ = expert_intermediates(x, routing, w_in, w_out, lambda h: h + 1)
+    assert to_numpy(hidden).tolist() == [[[4, 0], [0, 0]]]    # what was turned away stays 0
+
+
 # -- properties ----------------------------------------------------------------------------------
+
+def from_intermediates(case, x, gate, w_in, w_out):
+    *_, outputs = expert_intermediates(x, case.routing, w_in, w_out)
+    return ops.einsum("tk,tkd->td", gate, outputs)
+
 
 @given(st.data())
 def test_all_layers_are_one(move, data):
     case = data.draw(cases(move))
     tensors, g = arguments(case)
-    forms = [padded, packed, in_one] + [one_by_one] * (case.T > 0)
+    forms = [padded, packed, in_one, from_intermediates] + [one_by_one] * (case.T > 0)
     assert_equal_with_gradients(
         [lambda *a, form=form: form(case, *a) for form in forms], tensors, g)
 
 
 @pytest.mark.parametrize("T, capacity", [(0, 2), (6, 0)], ids=["empty batch", "all turned away"])
-@pytest.mark.parametrize("layer", [padded, packed, in_one])
+@pytest.mark.parametrize("layer", [padded, packed, in_one, from_intermediates])
 def test_nobody_seated_gives_zeros(move, layer, T, capacity):
     case = example(move, T, 3, 2, capacity)
     values, g = arguments(case)

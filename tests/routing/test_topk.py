@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 from minimoe import Tensor
 from minimoe.backend import to_numpy
 from minimoe.routing.topk import (
-    counts_in_groups, group, queues, slots, slots_in_groups, top_k)
+    choice_margin, counts_in_groups, group, queues, slots, slots_in_groups, top_k)
 from tests.routing.cases import score_tables
 
 
@@ -49,6 +49,27 @@ def test_groups_queue_apart(move):
     assert to_numpy(counts_in_groups(expert, 2, 2, used)).tolist() == [[2, 1], [1, 1]]
     with pytest.raises(ValueError, match="queues: .* groups that divides 6 tokens; got 4"):
         queues(expert, 2, 4)
+
+
+def test_margins_by_hand(move):
+    scores = move(np.array([[1., 4, 2], [3, 3, -1], [0, 5, 0]]))
+    # 4 leads 2, 2 leads 1, and nothing is left; equals are 0 apart
+    for given_scores in scores, Tensor(scores):
+        found = choice_margin(given_scores, top_k(scores, 3))
+        assert to_numpy(found).tolist() == [[2, 1, np.inf], [0, 4, np.inf], [5, 0, np.inf]]
+    assert to_numpy(scores).tolist() == [[1, 4, 2], [3, 3, -1], [0, 5, 0]]
+    # a choice that is not the best is behind
+    assert to_numpy(choice_margin(scores, move(np.array([[2], [0], [0]])))).tolist() == [
+        [-2], [0], [-5]]
+
+
+@given(score_tables.filter(lambda scores: np.isfinite(scores).all()), st.data())
+def test_margins_are_gaps_of_sorted_scores(move, scores, data):
+    k = data.draw(st.integers(1, scores.shape[1]))
+    descending = -np.sort(-scores, axis=-1)
+    ends = np.concatenate([descending[:, 1:], np.full((len(scores), 1), -np.inf)], axis=1)
+    found = choice_margin(move(scores), top_k(move(scores), k))
+    assert (to_numpy(found) == (descending - ends)[:, :k]).all()
 
 
 @pytest.mark.parametrize("k", [0, 4])
