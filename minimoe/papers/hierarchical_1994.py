@@ -519,8 +519,86 @@ def oracle(case):
         "prediction": predict(params, x, leaf), "log_density": terms[1],
         "log_likelihood": l, "h": tree.map(ops.exp, log_h), "paths": h,
         "Q": expected_complete_log_likelihood(*terms, h),
-        "grad": grad((l * cotangent).sum(), tensors),
+        "grad": {"log_likelihood": grad((l * cotangent).sum(), tensors)},
         "em": em_step(params, x, y, leaf, settings),
         "least_squares": em_step_least_squares(params, x, y, leaf, settings),
         **online,
     })
+
+
+# -- Cases and conventions -----------------------------------------------------------------------
+
+def _tree_of(*branching, bernoulli=False, change=None):
+    """Gates of this branching, an input that is 1, positive variances; targets for the leaves."""
+    def draw(arrays, rng):
+        arrays["in.x"][:, -1] = 1
+        D, nodes = arrays["in.x"].shape[1], 1
+        for level, branches in enumerate(branching):
+            arrays[f"param.w_gates.{level}"] = rng.standard_normal((D, nodes, branches))
+            nodes *= branches
+        arrays["param.w_leaves"] = rng.standard_normal(arrays["param.w_leaves"].shape)
+        arrays["param.variance"] = 0.5 + rng.random(nodes)
+        if bernoulli:
+            arrays["in.y"] = 1.0 * (arrays["in.y"] > 0)
+        if change:
+            change(arrays)
+
+    return draw
+
+
+def _far_target(arrays):
+    """Of the first case alone, of which every P_ij is 0; its gradient is made small in return."""
+    arrays["in.y"][0] = 256
+    arrays["in.cotangent"][0] = 2**-16
+
+
+def _sure_gate(arrays):
+    """The root sends the first case one way, by an input that only it has."""
+    arrays["in.x"][:, 0] = 0
+    arrays["in.x"][0, 0] = 1
+    arrays["param.w_gates.0"][0] *= 1024
+
+
+def _wrong_and_sure(arrays):
+    """Gates so sure of the wrong branch that a whole Newton step overshoots."""
+    arrays["param.w_gates.0"] *= 4
+
+
+_GIVEN = dict(bernoulli=0, ridge=1.0, newton_steps=2, variance_floor=2**-6, decay=0.875)
+
+CASES = {
+    "two_by_two": ("", dict(N=16, D=3, O=2, n_w_gates=2, leaves=4, **_GIVEN), "", _tree_of(2, 2)),
+    "three_levels": ("", dict(N=16, D=2, O=1, n_w_gates=3, leaves=12, **_GIVEN), "",
+                     _tree_of(2, 3, 2)),
+    "one_level": ("", dict(N=16, D=3, O=2, n_w_gates=1, leaves=5, **_GIVEN), "", _tree_of(5)),
+    "one_leaf": ("", dict(N=8, D=3, O=2, n_w_gates=1, leaves=1, **_GIVEN), "degenerate, E=1",
+                 _tree_of(1)),
+    "one_case": ("", dict(N=1, D=3, O=2, n_w_gates=2, leaves=4, **_GIVEN),
+                 "degenerate, one datum", _tree_of(2, 2)),
+    "a_node_without_choice": ("", dict(N=16, D=3, O=2, n_w_gates=3, leaves=4, **_GIVEN),
+                              "degenerate", _tree_of(2, 1, 2)),
+    "yes_or_no": ("", dict(N=16, D=3, O=2, n_w_gates=2, leaves=6, **{**_GIVEN, "bernoulli": 1}),
+                  "", _tree_of(2, 3, bernoulli=True)),
+    "far_target": ("", dict(N=16, D=3, O=2, n_w_gates=2, leaves=4, **_GIVEN), "extreme",
+                   _tree_of(2, 2, change=_far_target)),
+    "sure_gate": ("", dict(N=16, D=3, O=2, n_w_gates=2, leaves=4, **_GIVEN), "extreme",
+                  _tree_of(2, 2, change=_sure_gate)),
+    "damped": ("", dict(N=16, D=3, O=2, n_w_gates=1, leaves=2, **{**_GIVEN, "ridge": 2**-4}), "",
+               _tree_of(2, change=_wrong_and_sure)),
+}
+
+
+def _towards_zero(paper):
+    fitted = paper._least_squares
+    return lambda w, x, target, weight, ridge: fitted(0 * w, x, target, weight, ridge)
+
+
+CONVENTIONS = {
+    "variances stay as they are": {"GAUSSIAN": "GAUSSIAN_FIXED_VARIANCE"},
+    "gates by Algorithm 2, least squares to ln h": {"em_step": "em_step_least_squares"},
+    "Newton steps are not damped, as in the text":
+        {"_climb": lambda paper: lambda w, step, q: w + step},
+    "the ridge of least squares is towards 0": {"_least_squares": _towards_zero},
+    "the running inverse counts a case by its share": {
+        "running_inverse": "running_inverse_weighted"},
+}

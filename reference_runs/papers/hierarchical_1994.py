@@ -235,7 +235,7 @@ def record(case, seed, N, D, O, branching, bernoulli=0, far=1.0, long=1.0, ridge
               **{f"h.{level}": torch.exp(h) for level, h in enumerate(log_h)},
               **{f"paths.{level}": path for level, path in enumerate(paths)},
               "Q": torch.stack(Q),
-              **{f"grad.{name}": torch.zeros_like(w) if g is None else g
+              **{f"grad.log_likelihood.{name}": torch.zeros_like(w) if g is None else g
                  for (name, w), g in zip(named.items(), gradients)},
               **{f"{step}.{name}": value for step, values in steps.items()
                  for name, value in values.items()}})
