@@ -74,8 +74,8 @@ from minimoe import nn, ops, tree
 from minimoe.autodiff.tensor import Tensor, grad, stop_gradient
 from minimoe.backend import identity, is_array, namespace
 from minimoe.routing.dispatch import Routing, gather, gather_back, packed_seats, seating
-from minimoe.routing.experts import expert_feed_forward, ragged_matmul
-from minimoe.routing.topk import counts_in_groups, slots_in_groups, top_k
+from minimoe.routing.experts import expert_feed_forward, expert_intermediates, ragged_matmul
+from minimoe.routing.topk import choice_margin, counts_in_groups, slots_in_groups, top_k
 
 
 # -- The gate: Algorithm 1, line by line ---------------------------------------------------------
@@ -759,24 +759,32 @@ NLLB = {"in.x": "T D", "in.cotangent": "T D", "set.capacity": "", "set.scale": "
 
 
 def layer_oracle(case):
-    """The gating in order, the layer, and gradients of <y, cotangent> and of the mean loss."""
+    """The layer, every intermediate in order, and gradients of <y, cotangent> and of the mean loss.
+
+    Gates come before slots: a choice is dispatched by its weight.
+    """
     x, u, capacity = case.inputs["x"], case.inputs["u"], case.settings["capacity"]
     used = case.inputs.get("used")
     leaves = tree.map(Tensor, {"x": x, **case.params})
     params = GShardParams(**{name: leaves[name] for name in GShardParams._fields})
-    out = moe_layer(params, leaves["x"], u, capacity, used=used)
+    out = moe_layer(params, leaves["x"], u, capacity, algorithm_1, used)
     logits = gate_logits(leaves["x"], params.w_gate)
     gates = gate_probabilities(logits)
     G, S, E = gates.shape
     routing, aux_loss = algorithm_1(gates, u, capacity, used=used)
+    first = first_choice_counts(routing.expert.reshape(G, S, 2), E, used)
     present = None if used is None else used.reshape(G * S, 1)
+    inputs, hidden, outputs = expert_intermediates(leaves["x"].reshape(G * S, -1), routing,
+                                                   params.w_in, params.w_out)
     return tree.map(stop_gradient, {
-        "logits": logits, "gates": gates, "m": mean_gates(gates, used),
-        "expert": routing.expert, "gate": routing.gate,
-        "count_first": first_choice_counts(routing.expert.reshape(G, S, 2), E, used),
-        "count": counts_in_groups(routing.expert, E, G, present),
+        "logits": logits, "gates": gates, "expert": routing.expert,
+        "margin": choice_margin(logits.reshape(G * S, E), routing.expert), "gate": routing.gate,
+        "wanted": second_random(stop_gradient(routing.gate).reshape(G, S, 2), u),
+        "count_first": first, "count": counts_in_groups(routing.expert, E, G, present),
         "slot": routing.slot, "keep": routing.keep,
-        "weights": combine_weights(routing, G, E, capacity), "aux_loss": aux_loss, "y": out.y,
+        "weights": combine_weights(routing, G, E, capacity),
+        "expert_inputs": inputs, "hidden": hidden, "expert_outputs": outputs, "y": out.y,
+        "f": first / _n_used(gates, used), "m": mean_gates(gates, used), "aux_loss": aux_loss,
         "grad": _gradients({"y": (out.y * case.inputs["cotangent"]).sum(),
                             "aux_loss": out.aux_loss}, leaves)})
 

@@ -56,8 +56,8 @@ from minimoe.autodiff.tensor import Tensor, grad, stop_gradient
 from minimoe.backend import is_array, namespace
 from minimoe.optim import AdafactorState, adafactor_init, inverse_square_root, linear_warmup
 from minimoe.routing.dispatch import Routing, gather, packed_seats
-from minimoe.routing.experts import expert_feed_forward, ragged_matmul
-from minimoe.routing.topk import group, slots, top_k
+from minimoe.routing.experts import expert_feed_forward, expert_intermediates, ragged_matmul
+from minimoe.routing.topk import choice_margin, group, slots, top_k
 
 CERTAIN = 40    # standard deviations: beyond, the normal distribution and its density underflow
 
@@ -759,44 +759,64 @@ def _layer_params(named, prefix=""):
     return SparselyGatedParams(gate, named[f"{prefix}w_in"], named[f"{prefix}w_out"])
 
 
-def _gating_outputs(gating):
+def _gating_outputs(gating, epsilon):
+    """A gate, in the order of computation."""
     clean, std, noisy, gate, p, routing = gating
-    return tree.map(stop_gradient, {"clean": clean, "std": std, "noisy": noisy,
-                                    "expert": routing.expert, "gate": gate, "p": p})
+    return {"clean": clean, "std": std, "noise": std * epsilon, "noisy": noisy,
+            "expert": routing.expert, "margin": choice_margin(noisy, routing.expert),
+            "gate": gate, "p": p}
 
 
-def _layer_outputs(case, out, leaves, cv_squared=cv_squared):
+def _by_choice(x, out, w_in, w_out):
+    """What the experts of each choice were given and made of it."""
+    made = expert_intermediates(x, out.routing, w_in, w_out)
+    return dict(zip(("expert_inputs", "hidden", "expert_outputs"), made))
+
+
+def _layer_outputs(case, out, leaves, cv_squared):
     """What all layers end in, and the gradients of <y, cotangent> and of both losses."""
     losses = {"importance_loss": cv_squared(out.importance), "load_loss": cv_squared(out.load)}
-    return tree.map(stop_gradient, {
-        "importance": out.importance, "load": out.load, "y": out.y, **losses,
-        "grad": _gradients({"y": (out.y * case.inputs["cotangent"]).sum(), **losses}, leaves)})
+    return {"y": out.y, "importance": out.importance, "load": out.load, **losses,
+            "grad": _gradients({"y": (out.y * case.inputs["cotangent"]).sum(), **losses}, leaves)}
 
 
-def layer_oracle(case, noisy_top_k=noisy_top_k, cv_squared=cv_squared):
+def layer_oracle(case):
     """Every intermediate of the flat layer, and its gradients."""
+    return _layer_oracle(case, noisy_top_k, cv_squared)
+
+
+def _layer_oracle(case, noisy_top_k, cv_squared):
     leaves = tree.map(Tensor, {"x": case.inputs["x"], **case.params})
-    out = moe(_layer_params(leaves), leaves["x"], case.inputs["epsilon"], case.settings["k"],
-              noisy_top_k)
-    return {**_gating_outputs(out.gating),
-            "load_hard": load_hard(out.routing, out.load.size),
-            **_layer_outputs(case, out, leaves, cv_squared)}
+    params, x, epsilon = _layer_params(leaves), leaves["x"], case.inputs["epsilon"]
+    out = moe(params, x, epsilon, case.settings["k"], noisy_top_k)
+    return tree.map(stop_gradient, {
+        **_gating_outputs(out.gating, epsilon), "load_hard": load_hard(out.routing, out.load.size),
+        **_by_choice(x, out, params.w_in, params.w_out),
+        **_layer_outputs(case, out, leaves, cv_squared)})
 
 
 def tensor2tensor_oracle(case):
-    return layer_oracle(case, noisy_top_k_tensor2tensor, cv_squared_tensor2tensor)
+    """As far as its code has names for what it computes."""
+    found = _layer_oracle(case, noisy_top_k_tensor2tensor, cv_squared_tensor2tensor)
+    for name in ("noise", "margin", "expert_inputs", "hidden", "expert_outputs"):
+        del found[name]
+    return found
 
 
 def davidmrau_oracle(case):
-    return layer_oracle(case, noisy_top_k_davidmrau, cv_squared_davidmrau)
+    return _layer_oracle(case, noisy_top_k_davidmrau, cv_squared_davidmrau)
 
 
 def padded_oracle(case):
     """The flat layer on the rows that are present; what belongs to a row is of those alone."""
     leaves = tree.map(Tensor, {"x": case.inputs["x"], **case.params})
-    out = moe_of_rows(_layer_params(leaves), leaves["x"], case.inputs["present"],
-                      case.inputs["epsilon"], case.settings["k"])
-    return {**_gating_outputs(out.gating), **_layer_outputs(case, out, leaves)}
+    params, x, present = _layer_params(leaves), leaves["x"], case.inputs["present"]
+    epsilon = case.inputs["epsilon"]
+    out = moe_of_rows(params, x, present, epsilon, case.settings["k"])
+    return tree.map(stop_gradient, {
+        **_gating_outputs(out.gating, epsilon[present]),
+        **_by_choice(x[present], out, params.w_in, params.w_out),
+        **_layer_outputs(case, out, leaves, cv_squared)})
 
 
 def hierarchical_oracle(case):
@@ -804,13 +824,19 @@ def hierarchical_oracle(case):
     leaves = tree.map(Tensor, {"x": case.inputs["x"], **case.params})
     gates = (GateParams(leaves[f"{level}.w_gate"], leaves[f"{level}.w_noise"])
              for level in ("primary", "secondary"))
-    out = hierarchical_moe(
-        HierarchicalParams(*gates, leaves["w_in"], leaves["w_out"]), leaves["x"],
-        (case.inputs["epsilon_primary"], case.inputs["epsilon_secondary"]),
-        (case.settings["k1"], case.settings["k2"]))
-    return {"primary": _gating_outputs(out.primary), "secondary": _gating_outputs(out.secondary),
-            "expert": out.routing.expert, "gate": stop_gradient(out.routing.gate),
-            **_layer_outputs(case, out, leaves)}
+    params = HierarchicalParams(*gates, leaves["w_in"], leaves["w_out"])
+    epsilon = case.inputs["epsilon_primary"], case.inputs["epsilon_secondary"]
+    out = hierarchical_moe(params, leaves["x"], epsilon, (case.settings["k1"], case.settings["k2"]))
+    A, B, D, H = params.w_in.shape
+    seats, _ = packed_seats(out.primary.routing.expert, out.primary.routing.keep, A)
+    drawn = epsilon[1].reshape(-1, B)[seats.choice]                      # [R, B]
+    return tree.map(stop_gradient, {
+        "primary": _gating_outputs(out.primary, epsilon[0]),
+        "secondary": _gating_outputs(out.secondary, drawn),
+        "expert": out.routing.expert, "gate": out.routing.gate,
+        **_by_choice(leaves["x"], out, params.w_in.reshape(A * B, D, H),
+                     params.w_out.reshape(A * B, H, D)),
+        **_layer_outputs(case, out, leaves, cv_squared)})
 
 
 def strictly_balanced_oracle(case):

@@ -48,7 +48,8 @@ def algorithm_1(logits, rnd, C, present):
     """logits [S, E], rnd [S], present: S of bool. What it has made, by name."""
     S, E = logits.shape
     found = {"expert": [[0, 0] for _ in range(S)], "gate": [[None, None] for _ in range(S)],
-             "slot": [[0, 0] for _ in range(S)], "keep": [[False, False] for _ in range(S)]}
+             "slot": [[0, 0] for _ in range(S)], "keep": [[False, False] for _ in range(S)],
+             "margin": [], "wanted": []}
     G = {}                                                  # (s, e, slot): weight
     c = [0] * E                                                                        # line 1
     g = [torch.exp(row - row.max().detach()) for row in logits]
@@ -60,6 +61,10 @@ def algorithm_1(logits, rnd, C, present):
         e1, e2 = top_two(g[s])                                                         # line 5
         g1 = g[s][e1] / (g[s][e1] + g[s][e2])                                          # line 6
         found["expert"][s] = [e1, e2]
+        third = max([logits[s, e].item() for e in range(E) if e not in (e1, e2)],
+                    default=-math.inf)
+        found["margin"].append([logits[s, e1].item() - logits[s, e2].item(),
+                                logits[s, e2].item() - third])
         found["gate"][s][0] = g1
         if not present[s]:
             continue
@@ -75,6 +80,7 @@ def algorithm_1(logits, rnd, C, present):
         e1, e2 = top_two(g[s])                                                         # line 15
         g2 = g[s][e2] / (g[s][e1] + g[s][e2])                                          # line 16
         found["gate"][s][1] = g2
+        found["wanted"].append(2 * g2.item() > rnd[s].item())
         if not present[s]:
             continue
         slot = c[e2]                                                                   # line 18
@@ -86,8 +92,21 @@ def algorithm_1(logits, rnd, C, present):
     weights = torch.zeros(S, E, C, dtype=logits.dtype)
     for place, weight in G.items():
         weights = weights.index_put(tuple(torch.tensor([i]) for i in place), weight)
-    return {**found, "gates": torch.stack(g), "m": torch.stack(m), "count_first": first,
+    f = torch.tensor(first, dtype=logits.dtype) / n
+    return {**found, "gates": torch.stack(g), "f": f, "m": torch.stack(m), "count_first": first,
             "count": c, "weights": weights, "aux_loss": aux_loss}
+
+
+def by_choice(x, found, w_in, w_out):
+    """What the experts of one group are given and make, for each choice; zeros if not kept."""
+    made = {"expert_inputs": [], "hidden": [], "expert_outputs": []}
+    for row, experts, kept in zip(x, found["expert"], found["keep"]):
+        inputs = torch.stack([row * int(k) for k in kept])
+        hidden = torch.stack([F.relu(a @ w_in[e]) for a, e in zip(inputs, experts)])
+        outputs = torch.stack([a @ w_out[e] for a, e in zip(hidden, experts)])
+        for name, value in zip(made, (inputs, hidden, outputs)):
+            made[name].append(value)
+    return {name: torch.stack(values) for name, values in made.items()}
 
 
 def experts_of(x, weights, w_in, w_out):
@@ -113,7 +132,12 @@ def run_layer(x, u, capacity, params, used=None):
     y = torch.stack([experts_of(x[g], groups[g]["weights"], params["w_in"], params["w_out"])
                      for g in range(G)])
     out = {"logits": logits, **{name: torch.stack([group[name] for group in groups])
-                                for name in ("gates", "m", "weights", "aux_loss")}, "y": y}
+                                for name in ("gates", "f", "m", "weights", "aux_loss")}, "y": y}
+    made = [by_choice(x[g], groups[g], params["w_in"], params["w_out"]) for g in range(G)]
+    out.update({name: torch.cat([group[name] for group in made]) for name in made[0]})
+    out["margin"] = torch.tensor([row for group in groups for row in group["margin"]],
+                                 dtype=logits.dtype)
+    out["wanted"] = torch.tensor([group["wanted"] for group in groups])
     for name in ("expert", "slot", "keep"):
         out[name] = torch.tensor([row for group in groups for row in group[name]])
     out["gate"] = torch.stack([torch.stack(row) for group in groups for row in group["gate"]])

@@ -39,6 +39,12 @@ def kth_excluding(noisy, k, i):
     return others[ranked(torch.stack(others))[k - 1]]
 
 
+def margins(noisy, k):
+    """From each of the k largest to the next."""
+    descending = torch.sort(noisy.detach(), descending=True).values.tolist() + [-math.inf]
+    return torch.tensor([descending[i] - descending[i + 1] for i in range(k)])
+
+
 def probability(clean, std, threshold):
     """(9) for one expert."""
     if threshold is None:
@@ -51,15 +57,16 @@ def gating(x, w_gate, w_noise, epsilon, k):
     E = w_gate.shape[1]
     clean = torch.stack([x @ w_gate[:, i] for i in range(E)])
     std = torch.stack([softplus(x @ w_noise[:, i]) for i in range(E)])
-    noisy = torch.stack([clean[i] + epsilon[i] * std[i] for i in range(E)])          # (4)
+    noise = torch.stack([epsilon[i] * std[i] for i in range(E)])
+    noisy = torch.stack([clean[i] + noise[i] for i in range(E)])                     # (4)
     chosen = ranked(noisy)[:k]
     kept = torch.stack([noisy[i] if i in chosen else torch.tensor(-math.inf)
                         for i in range(E)])                                          # (5)
     gate = torch.softmax(kept, dim=0)                                                # (3)
     p = torch.stack([probability(clean[i], std[i], kth_excluding(noisy, k, i))
                      for i in range(E)])                                             # (9)
-    return {"clean": clean, "std": std, "noisy": noisy, "expert": torch.tensor(chosen),
-            "gate": gate, "p": p}
+    return {"clean": clean, "std": std, "noise": noise, "noisy": noisy,
+            "expert": torch.tensor(chosen), "margin": margins(noisy, k), "gate": gate, "p": p}
 
 
 def gating_davidmrau(x, w_gate, w_noise, epsilon, k):
@@ -67,7 +74,8 @@ def gating_davidmrau(x, w_gate, w_noise, epsilon, k):
     E = w_gate.shape[1]
     clean = x @ w_gate
     std = softplus(x @ w_noise) + 1e-2
-    noisy = clean + epsilon * std
+    noise = epsilon * std
+    noisy = clean + noise
     probs = torch.softmax(noisy, dim=0)
     chosen = ranked(probs)[:min(k + 1, E)]
     top = [probs[i] for i in chosen]               # k + 1 of them: probabilities, not logits
@@ -82,13 +90,28 @@ def gating_davidmrau(x, w_gate, w_noise, epsilon, k):
             p.append(STANDARD.cdf((clean[i] - top[k]) / std[i]))
         else:
             p.append(STANDARD.cdf((clean[i] - top[k - 1]) / std[i]))
-    return {"clean": clean, "std": std, "noisy": noisy, "expert": torch.tensor(chosen[:k]),
-            "gate": gate, "p": torch.stack(p)}
+    return {"clean": clean, "std": std, "noise": noise, "noisy": noisy,
+            "expert": torch.tensor(chosen[:k]), "margin": margins(noisy, k), "gate": gate,
+            "p": torch.stack(p)}
 
 
 def feed_forward(x, w_in, w_out):
-    """One expert, of Appendix C.1: x [D]."""
-    return torch.relu(x @ w_in) @ w_out
+    """One expert, of Appendix C.1: x [D]. Its hidden layer, and what it makes."""
+    hidden = torch.relu(x @ w_in)
+    return hidden, hidden @ w_out
+
+
+def mixed(x, gates, experts):
+    """(1) for one row: of as many experts, (w_in, w_out), as gates; and what it is made of."""
+    made = [feed_forward(x, *expert) for expert in experts]
+    return {"expert_inputs": torch.stack([x for _ in made]),
+            "hidden": torch.stack([hidden for hidden, _ in made]),
+            "expert_outputs": torch.stack([output for _, output in made]),
+            "y": sum(gate * output for gate, (_, output) in zip(gates, made))}
+
+
+def together(rows):
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 # -- All rows ------------------------------------------------------------------------------------
@@ -112,13 +135,13 @@ def flat_layer(x, epsilon, w_gate, w_noise, w_in, w_out, k, gating=gating):
     """(1), (6) and (10)."""
     E = w_gate.shape[1]
     rows = [gating(x[t], w_gate, w_noise, epsilon[t], k) for t in range(len(x))]
-    out = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    out = together(rows)
     counts = [sum(i in row["expert"].tolist() for row in rows) for i in range(E)]
-    y = [sum(row["gate"][i] * feed_forward(x[t], w_in[i], w_out[i])
-             for i in row["expert"].tolist()) for t, row in enumerate(rows)]
-    return {**out, "load_hard": torch.tensor(counts),
-            "importance": column_sums(out["gate"], E), "load": column_sums(out["p"], E),
-            "y": torch.stack(y)}
+    made = [mixed(x[t], row["gate"][row["expert"]],
+                  [(w_in[i], w_out[i]) for i in row["expert"].tolist()])
+            for t, row in enumerate(rows)]
+    return {**out, "load_hard": torch.tensor(counts), **together(made),
+            "importance": column_sums(out["gate"], E), "load": column_sums(out["p"], E)}
 
 
 def gradients(losses, leaves):
@@ -258,15 +281,15 @@ def hierarchical(case, seed, T, D, A, B, H, k1, k2, arrange=None):
                 place = first[t]["expert"].tolist().index(i)
                 second[i, t] = gating(x[t], secondary[0][i], secondary[1][i],
                                       inputs["epsilon_secondary"][t, place], k2)
-    expert, gate, y = [], [], []
+    expert, gate, made = [], [], []
     for t in range(T):
         pairs = [(i, j) for i in first[t]["expert"].tolist()
                  for j in second[i, t]["expert"].tolist()]
         products = [first[t]["gate"][i] * second[i, t]["gate"][j] for i, j in pairs]
         expert.append(torch.tensor([i * B + j for i, j in pairs]))
         gate.append(torch.stack(products))
-        y.append(sum(product * feed_forward(x[t], w_in[i, j], w_out[i, j])
-                     for product, (i, j) in zip(products, pairs)))                   # (12)
+        made.append(mixed(x[t], products,
+                          [(w_in[i, j], w_out[i, j]) for i, j in pairs]))            # (12)
 
     importance, load = [], []
     for i in range(A):
@@ -278,13 +301,13 @@ def hierarchical(case, seed, T, D, A, B, H, k1, k2, arrange=None):
             load.append(load_of_group * sum(second[i, t]["p"][j] for t in rows) / len(rows)
                         if rows else torch.tensor(0.0))                              # (14)
 
-    def stacked(level, rows):
-        return {f"{level}.{name}": torch.stack([row[name] for row in rows]) for name in first[0]}
+    def level(name, rows):
+        return {f"{name}.{key}": value for key, value in together(rows).items()}
 
-    out = {**stacked("primary", first), **stacked("secondary", list(second.values())),
-           "expert": torch.stack(expert), "gate": torch.stack(gate),
+    out = {**level("primary", first), **level("secondary", list(second.values())),
+           "expert": torch.stack(expert), "gate": torch.stack(gate), **together(made),
            "importance": torch.stack(importance).reshape(A, B),
-           "load": torch.stack(load).reshape(A, B), "y": torch.stack(y)}
+           "load": torch.stack(load).reshape(A, B)}
     save(f"sparsely_gated_2017/hierarchical/{case}", seed=seed,
          source=source("Eqs. (12)-(14)", **OPERATORS), **{"in": inputs}, param=draw.params("x"),
          set={"k1": k1, "k2": k2}, out=with_losses(out, inputs["cotangent"], draw.leaves))
@@ -430,7 +453,7 @@ def strictly_balanced(case, seed, T, D, E, H, k, arrange=None):
             total = sum(probs[t, i] for i in among)
             shares = {i: probs[t, i] / total for i in among}                         # (16)
             gate.append(torch.stack([shares.get(i, torch.tensor(0.0)) for i in range(E)]))
-            y.append(sum((share * feed_forward(x[t], w_in[i], w_out[i])
+            y.append(sum((share * feed_forward(x[t], w_in[i], w_out[i])[1]
                           for i, share in shares.items()), torch.zeros(D)))
         return torch.stack(gate), torch.stack(y)
 
