@@ -4,8 +4,11 @@ A variant is a function that stands in for one of the paper's own. It is looked 
 of the paper's module, so that every function of the paper that calls it sees the variant, and
 nobody else does: the paper itself is never changed.
 """
-import importlib.util
+import functools
+from types import FunctionType, ModuleType
 from typing import Callable, NamedTuple
+
+from minimoe.oracle.kinds import module_of
 
 
 class Variant(NamedTuple):
@@ -23,26 +26,66 @@ class Variant(NamedTuple):
 
 
 def private_copy(paper, replaces):
-    """A new module with all that a paper's has, but for what is replaced.
+    """A new module with all that a paper's has, but for what is replaced. -> module
 
-    ValueError for a name that the paper does not have.
+    Its functions are the paper's own, and look up what they call in the copy; so do those that
+    stand in a table or are a default. What stands in for a function may call the one that it
+    stands in for: it is given, and sees, the paper as it was. ValueError for a name that the paper
+    does not have.
     """
-    spec = importlib.util.find_spec(f"minimoe.papers.{paper}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    names = vars(module)
+    original = vars(module_of(paper))
     missing = [name for given in replaces.items() for name in given
-               if isinstance(name, str) and name not in names]
+               if isinstance(name, str) and name not in original]
     if missing:
         raise ValueError(f"private_copy: {paper} has no {', '.join(missing)}")
-    names.update({name: names[other] if isinstance(other, str) else other(module)
-                  for name, other in replaces.items()})
-    return module
+    copy, before = ModuleType(f"{paper} with {', '.join(replaces)}"), ModuleType(paper)
+    made = {}                        # of each object that was copied, by its id: the copy
+
+    def copied(value):
+        if id(value) not in made:
+            made[id(value)] = _copied(value, original, vars(copy), copied)
+        return made[id(value)]
+
+    def fill(module):
+        vars(module).update({name: copied(value) for name, value in original.items()
+                             if not name.startswith("__")})
+
+    fill(before)
+    stand_ins = {id(original[name]): (_function(original[other], vars(before), copied)
+                                      if isinstance(other, str) else other(before))
+                 for name, other in replaces.items()}
+    made.clear()
+    made.update(stand_ins)
+    fill(copy)
+    return copy
+
+
+def _copied(value, original, names, copied):
+    """A function that looks things up in ``names``, or a container of such; else what it is."""
+    if isinstance(value, FunctionType) and value.__globals__ is original:
+        return _function(value, names, copied)
+    if isinstance(value, functools.partial):
+        return functools.partial(copied(value.func), *map(copied, value.args),
+                                 **{name: copied(a) for name, a in value.keywords.items()})
+    if type(value) is dict:
+        return {name: copied(a) for name, a in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(copied, value))
+    return type(value)(map(copied, value)) if type(value) in (tuple, list) else value
+
+
+def _function(value, names, copied):
+    if not isinstance(value, FunctionType):
+        return value
+    function = FunctionType(value.__code__, names, value.__name__, None, value.__closure__)
+    function.__doc__ = value.__doc__
+    function.__defaults__ = value.__defaults__ and tuple(map(copied, value.__defaults__))
+    function.__kwdefaults__ = value.__kwdefaults__ and {
+        name: copied(a) for name, a in value.__kwdefaults__.items()}
+    return function
 
 
 def conventions(paper):
     """The conventions that a paper's file names, as variants. -> list of Variant"""
-    from minimoe.oracle.kinds import module_of
-
     return [Variant("", title, (paper,), replaces)
             for title, replaces in getattr(module_of(paper), "CONVENTIONS", {}).items()]
