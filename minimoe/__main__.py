@@ -13,12 +13,11 @@ import textwrap
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
-from minimoe import tree
 from minimoe.backend import BackendError
-from minimoe.oracle import index
+from minimoe.oracle import index, tolerances
+from minimoe.oracle.cases import Case, UnknownCase, case as find_case, cases as find_cases
 from minimoe.oracle.kinds import UnknownKind, find_kind
+from minimoe.oracle.report import compare as oracle_compare
 
 
 class UnusableRequest(Exception):
@@ -32,7 +31,7 @@ def main(argv=None):
         code = args.verb(args)
         sys.stdout.flush()
         return code
-    except (UnusableRequest, index.UnknownPaper, UnknownKind) as error:
+    except (UnusableRequest, index.UnknownPaper, UnknownKind, UnknownCase) as error:
         for line in error.args:
             print(f"minimoe: {line}", file=sys.stderr)
         return 2
@@ -76,9 +75,17 @@ def _parser():
                       help="where the figure and the record go (default runs)")
     run_.add_argument("--data", metavar="FILE", help="a data set, where a paper's experiment reads "
                                                      "one; its documentation says which")
-    compare_ = verb(compare, example="minimoe compare local_experts mine.npz")
-    compare_.add_argument("file", metavar="FILE", help="a run saved by numpy.savez")
-    compare_.add_argument("--partial", action="store_true", help="let outputs be missing")
+    cases_ = verb(cases, paper=False, example="minimoe cases switch --tags padding")
+    cases_.add_argument("pattern", metavar="PAPER[/CASE]", nargs="?", default="",
+                        help="a paper, or cases of it: gshard/all_*")
+    cases_.add_argument("--tags", default="", help="only those with all of these, a,b")
+    compare_ = verb(compare, paper=False, example="minimoe compare switch/overflowing mine.npz")
+    compare_.add_argument("key", metavar="KEY", help="a case, or a paper or one of its kinds")
+    compare_.add_argument("file", metavar="FILE", help="arrays: .npz, .safetensors or .json")
+    compare_.add_argument("--dtype", choices=tolerances.EPS,
+                          help="what was computed in (default: as the arrays are)")
+    compare_.add_argument("--figure", type=Path, metavar="FILE",
+                          help="draw where the routing, or the first divergence, differs")
     return parser
 
 
@@ -151,58 +158,100 @@ def _usable(settings):
 
 
 @contextmanager
-def _writing_to(directory):
+def _writing_to(path, option="--out"):
     try:
         yield
     except OSError as error:
-        raise UnusableRequest(f"--out {directory}: {error.strerror}")
+        raise UnusableRequest(f"{option} {path}: {error.strerror}")
+
+
+def cases(args):
+    """list the cases to hold an implementation to, or say what goes into one"""
+    found = find_cases(args.pattern, args.tags)
+    if args.json:
+        return _print_json([{"id": case.id, "kind": case.kind, "tags": case.tags,
+                             "sizes": case.sizes, "settings": case.settings} for case in found])
+    for case in found:
+        print(f"{case.id:<40} {case.kind:<20} {', '.join(case.tags)}".rstrip())
+    if len(found) == 1:
+        run = found[0].run()
+        print()
+        for name, array in {**run.inputs, **run.params}.items():
+            print(f"    {name:<30} {array.dtype} {list(array.shape)}")
+        for name, value in run.settings.items():
+            print(f"    {name:<30} {value}")
+    if not found:
+        print("none in the papers here")
+    return 0
 
 
 def compare(args):
-    """say where a run saved as a file parts from the paper
+    """say where an implementation first parts from a paper, and what that is known as
 
-    Where a paper has several kinds of run, its kind goes with its name: PAPER/KIND.
+    KEY is a case, PAPER/CASE, and FILE the outputs of that case, by the names that the paper's
+    trace has; or KEY is a paper, PAPER or PAPER/KIND, and FILE a whole run: what went in (in.x,
+    param.w, set.k) and what came out (out.y).
     """
-    from minimoe.experiments.harness import plain
-    from minimoe.oracle.disagreements import disagreements
-    from minimoe.oracle.runs import RunError, read_run
+    from minimoe.oracle.runs import RunError, read_arrays
 
-    paper, _, kind = args.paper.partition("/")
-    paper = index.find(paper)
-    oracle = find_kind(paper, kind)
-    name = f"{paper}/{kind}" if kind else paper
+    _check_key(args.key)
     try:
-        run = read_run(args.file, oracle.run)
+        arrays = read_arrays(args.file)
+        whole = any(key.startswith(("in.", "param.", "set.")) for key in arrays)
+        case, run, outputs = (_whole_run if whole else _outputs)(args, arrays)
     except RunError as error:
         raise UnusableRequest(*error.args)
+    dtype = args.dtype or ("float32" if any(a.dtype.itemsize < 8 for a in _floats(run, outputs))
+                           else "float64")
     try:
-        with np.errstate(all="ignore"):   # the numbers are the user's, infinities among them
-            computed = oracle.outputs(_in_float64(run))
-            found = disagreements(computed, run, partial=args.partial)
-    except RunError as error:
-        raise UnusableRequest(*(f"{args.file}: {line}" for line in error.args))
+        report = oracle_compare(case, outputs, dtype, run=run)
     except (ValueError, TypeError, ArithmeticError) as error:   # the paper's refusal of the values
         raise UnusableRequest(f"{args.file}: {' '.join(str(error).split())}")
-    not_given = [output for output in tree.named_leaves(computed) if output not in run.outputs]
+    if args.figure:
+        from minimoe.cli.figure import draw
+        with _writing_to(args.figure, "--figure"):
+            draw(report, args.figure)
     if args.json:
-        _print_json(plain({
-            "paper": name, "agrees": not found, "not_given": not_given,
-            "disagreements": [difference._asdict() for difference in found]}))
+        _print_json(report.as_json())
     else:
-        for difference in found:
-            print(difference)
-        if not_given:
-            print(f"not given: {', '.join(not_given)}")
-        if not found:
-            print(f"agrees with {name} in {len(run.outputs)} outputs")
-    return 1 if found else 0
+        print(report)
+    return 0 if report.ok else 1 if report.first_divergence else 2
 
 
-def _in_float64(run):
-    """The same run, computed so that whatever a float32 lost was lost by the user."""
-    def exact(x):
-        return x.astype(np.float64, copy=False) if x.dtype.kind == "f" else x
-    return run._replace(inputs=tree.map(exact, run.inputs), params=tree.map(exact, run.params))
+def _check_key(key):
+    """Refuse what names neither a kind of run nor a case."""
+    paper, _, rest = key.partition("/")
+    paper = index.find(paper)
+    try:
+        find_kind(paper, rest)
+    except UnknownKind as error:
+        try:
+            find_case(key)
+        except UnknownCase:
+            raise UnusableRequest(f"{error}; for its cases: minimoe cases {paper}") from None
+
+
+def _whole_run(args, arrays):
+    """The kind of run that was asked for, as a case, a user's run of it and its outputs."""
+    from minimoe.oracle.runs import read_run
+
+    paper, _, kind = args.key.partition("/")
+    paper = index.find(paper)
+    run = read_run(args.file, find_kind(paper, kind).run)
+    name = f"{paper}/{kind}" if kind else paper
+    return Case(name, paper, kind, {}, run.settings, (), None), run, run.outputs
+
+
+def _outputs(args, arrays):
+    """A named case, no run of the user's, and the outputs of it."""
+    outputs = {key.removeprefix("out."): array for key, array in arrays.items()}
+    return find_case(args.key), None, outputs
+
+
+def _floats(run, outputs):
+    given = [*outputs.values(), *(() if run is None else (*run.inputs.values(),
+                                                          *run.params.values()))]
+    return [a for a in given if a.dtype.kind == "f"]
 
 
 # -- Printing ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimoe import experiments, tree
+from minimoe import experiments, oracle, tree
 from minimoe.__main__ import main
 from minimoe.oracle import index
 from minimoe.experiments import harness
@@ -275,7 +276,9 @@ def mine(tmp_path):
 @pytest.mark.parametrize("run", RUNS, ids=str)
 def test_compare_agrees_with_a_recorded_run(cli, run):
     n = sum(key.startswith("out.") for key in read_arrays(run.path))
-    assert cli("compare", run.name, run.path) == (0, f"agrees with {run.name} in {n} outputs\n", "")
+    code, out, err = cli("compare", run.name, run.path)
+    assert (code, err) == (0, "") and out.startswith(f"agrees with {run.name} in float")
+    assert out.count("\n  = ") == n and len(out.splitlines()) == n + 1
 
 
 def test_compare_says_which_kinds_of_run_there_are(cli, mine):
@@ -287,7 +290,7 @@ def test_compare_says_which_kinds_of_run_there_are(cli, mine):
     assert err.startswith("minimoe: no run is called switch_2021/nonsense; there are: switch_2021/")
     assert cli("compare", "local/nonsense", mine) == (
         2, "", "minimoe: no run is called local_experts_1991/nonsense; there is: "
-               "local_experts_1991\n")
+               "local_experts_1991; for its cases: minimoe cases local_experts_1991\n")
 
 
 def test_compare_names_the_places_where_a_run_disagrees(cli, recorded, mine):
@@ -297,12 +300,11 @@ def test_compare_names_the_places_where_a_run_disagrees(cli, recorded, mine):
     code, out, err = cli("compare", "local", mine)
     expert = recorded["out.expert"][3]
     assert (code, err) == (1, "")
-    first, second = out.splitlines()
-    assert first.startswith(f"o differs in 1 of {recorded['out.o'].size} places, "
-                            f"first at (2, 1, 0): computed ")
-    assert "; error up to " in first
-    assert second == (f"expert differs in 1 of {len(recorded['out.expert'])} places, "
-                      f"first at (3,): computed {expert - 1}, recorded {expert}")
+    assert re.search(rf"\n  X o +differs first at \(2, 1, 0\): yours \S+, paper's \S+; "
+                     rf"1 of {recorded['out.o'].size} places, up to ", out)
+    assert re.search(rf"\n  . expert_index +differs first at \(3,\): yours {expert}, "
+                     rf"paper's {expert - 1}; 1 of", out)
+    assert "\nfirst divergence: o differs first at (2, 1, 0)" in out
 
 
 def test_compare_prints_the_same_for_programs(cli, recorded, mine):
@@ -311,24 +313,46 @@ def test_compare_prints_the_same_for_programs(cli, recorded, mine):
     np.savez(mine, **recorded)
     code, out, _ = cli("compare", "local", mine, "--json")
     said = json.loads(out, parse_constant=pytest.fail)   # NaN is no JSON
-    assert (code, said["agrees"], said["not_given"]) == (1, False, [])
-    o, expert = said["disagreements"]
-    assert (o["output"], o["first"], o["recorded"]) == ("o", [2, 1, 0], None)
-    assert (expert["places"], expert["first"], expert["error"]) == (1, [3], None)
-    assert expert["recorded"] == expert["computed"] + 1
+    assert (code, said["ok"], said["first_divergence"]) == (1, False, "o")
+    assert said["problems"] == ["o is nan in 1 places, first at (2, 1, 0)"]
+    found = {finding["name"]: finding for finding in said["findings"]}
+    assert (found["o"]["first"], found["o"]["got"]) == ([2, 1, 0], "nan")
+    assert (found["expert_index"]["places"], found["expert_index"]["error"]) == (1, None)
+    assert found["expert_index"]["got"] == found["expert_index"]["want"] + 1
 
 
-def test_compare_wants_every_output_unless_told_otherwise(cli, recorded, mine):
-    some = {key: array for key, array in recorded.items()
-            if key not in ("out.o", "out.grad.mixture_error.w_gate")}
-    np.savez(mine, **some)
-    assert cli("compare", "local", mine) == (
-        2, "", f"minimoe: {mine}: out.o is missing\n"
-               f"minimoe: {mine}: out.grad.mixture_error.w_gate is missing\n")
-    n = sum(key.startswith("out.") for key in some)
-    assert cli("compare", "local", mine, "--partial") == (
-        0, f"not given: o, grad.mixture_error.w_gate\n"
-           f"agrees with local_experts_1991 in {n} outputs\n", "")
+def test_compare_takes_whichever_outputs_there_are(cli, recorded, mine):
+    np.savez(mine, **{key: array for key, array in recorded.items()
+                      if key not in ("out.o", "out.grad.mixture_error.w_gate")})
+    code, out, _ = cli("compare", "local", mine)
+    assert code == 0 and out.endswith("\n  not given: o\n")
+
+
+def test_compare_holds_the_outputs_of_a_named_case_to_it(cli, tmp_path):
+    case = oracle.case("local/roomy")
+    want = oracle.trace(case)
+    for ending, save in (("npz", lambda path, arrays: np.savez(path, **arrays)),
+                         ("json", lambda path, arrays: path.write_text(json.dumps(
+                             {name: array.tolist() for name, array in arrays.items()})))):
+        path = tmp_path / f"mine.{ending}"
+        save(path, {"out.p": want["p"], "out.expert_index": want["expert_index"]})
+        code, out, _ = cli("compare", "local/roomy", path)
+        assert code == 0 and out.startswith("agrees with local_experts_1991/roomy in float64\n")
+        save(path, {"out.p": want["p"], "out.expert_index": want["expert_index"] + 1})
+        code, out, _ = cli("compare", "local/roomy", path, "--figure", tmp_path / "where.png")
+        assert code == 1 and "first divergence: p agrees to 0 eps (of 8" in out
+        assert (tmp_path / "where.png").stat().st_size > 10_000
+
+
+def test_cases_lists_those_that_fit_and_says_what_goes_into_one(cli):
+    code, out, _ = cli("cases", "switch", "--tags", "padding")
+    assert code == 0 and out and all("padding" in line for line in out.splitlines() if "/" in line)
+    code, out, _ = cli("cases", "local/roomy")
+    assert code == 0 and re.search(r"\n    w_experts +float64 \[3, ", out)
+    code, out, err = cli("cases", "local/rommy")
+    assert (code, out) == (2, "") and "local_experts_1991/roomy" in err
+    code, out, _ = cli("cases", "local/roomy", "--json")
+    assert json.loads(out)[0]["id"] == "local_experts_1991/roomy"
 
 
 def test_compare_adds_no_rounding_of_its_own_to_a_float32_run(cli, mine):
@@ -341,23 +365,29 @@ def test_compare_adds_no_rounding_of_its_own_to_a_float32_run(cli, mine):
     rounded = {f"out.{name}": array.astype("float32") if array.dtype == float else array
                for name, array in outputs.items()}
     np.savez(mine, **given, **rounded)
-    assert cli("compare", "local", mine) == (
-        0, f"agrees with local_experts_1991 in {len(rounded)} outputs\n", "")
+    code, out, _ = cli("compare", "local", mine)
+    assert code == 0 and out.count("\n  = ") == len(rounded)
 
 
 @pytest.mark.parametrize("key, value, said", [
-    ("out.o", np.zeros(3), "out.o: needs shape "),
-    ("out.nothing", np.zeros(3), "out.nothing is unknown; "),
     ("in.nothing", np.zeros(3), "in.nothing is unknown; "),
     ("in.u", np.zeros((3, 1)), "in.u: shape (3, 1) does not fit N\n"),
     ("in.x", np.array([{}]), "in.x holds pickled objects"),
-    ("param.w_gate", np.zeros((2, 2), complex), "param.w_gate holds complex128; "),
+    ("param.w_gate", np.zeros((2, 2), complex), "param.w_gate holds "),
 ])
 def test_compare_refuses_a_file_in_one_line(cli, recorded, mine, key, value, said):
     np.savez(mine, **recorded | {key: value})
     code, out, err = cli("compare", "local", mine)
     assert (code, out) == (2, "")
     assert err.startswith(f"minimoe: {mine}: {said}"[:-1]) and err.count("\n") == 1
+
+
+def test_compare_names_an_output_that_it_cannot_use(cli, recorded, mine):
+    np.savez(mine, **recorded | {"out.o": np.zeros(3), "out.nothing": np.zeros(3)})
+    code, out, _ = cli("compare", "local", mine)
+    assert code == 2 and out.startswith("cannot be held to local_experts_1991 in float64\n"
+                                        "  problem: o: needs shape (")
+    assert "\n  problem: nothing is not an intermediate of this case; there are: o, " in out
 
 
 def test_compare_refuses_what_is_no_run_in_one_line(cli, mine, tmp_path):
@@ -386,13 +416,13 @@ def test_compare_does_not_stumble_over_numbers_that_overflow(cli, recorded, mine
     np.savez(mine, **recorded)
     code, out, err = cli("compare", "local", mine)
     assert (code, err) == (1, "")
-    assert "computed inf" in out
+    assert "paper's inf" in out
 
 
 # -- Manners -------------------------------------------------------------------------------------
 
 def test_every_verb_has_help_with_an_example(cli):
-    for verb in ("papers", "show", "run", "compare"):
+    for verb in ("papers", "show", "run", "cases", "compare"):
         code, out, _ = cli(verb, "--help")
         assert code == 0 and f"example: minimoe {verb}" in out
 

@@ -12,14 +12,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (("backend", "tree"), ("autodiff",), ("ops",), ("routing", "nn", "densities", "optim"),
-          ("papers", "data"), ("experiments", "oracle"), ("cli",), ("__main__",))
+          ("papers", "data"), ("experiments", "oracle"), ("cli", "pytest_plugin"),
+          ("__main__", "conformance"))
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 ELSEWHERE = {   # packages that are not Python's own, and the parts of minimoe that may import them
     "numpy": set(FLOOR) - {"papers"},
     "scipy": {"backend"}, "cupy": {"backend"}, "cupyx": {"backend"}, "safetensors": {"data"},
-    "babel": {"data"},
+    "babel": {"data"}, "pytest": {"pytest_plugin", "conformance"},
+    "?": {"conformance"},      # the module that a user names
     "matplotlib": {"experiments", "cli", "__main__"}, "tqdm": {"experiments", "cli", "__main__"}}
-NOT_EMPTY = {"minimoe/__init__.py", "minimoe/ops/__init__.py", "minimoe/nn/__init__.py"}
+NOT_EMPTY = {"minimoe/__init__.py", "minimoe/ops/__init__.py", "minimoe/nn/__init__.py",
+             "minimoe/oracle/__init__.py"}
 JOURNAL = re.compile(r"\d+(?:\(\d+\))?:\d+-\d+, (?:\d{4})")      # volume(number):pages, year
 VERSIONED = re.compile(r"arXiv:\d{4}\.\d{4,5}v\d+")
 FIRST_ON_ARXIV = 2008      # from this year on, papers of machine learning are there
@@ -288,6 +291,10 @@ PLANTED = [
      "import importlib\nimportlib.import_module('cupyx.scipy.special')", "imports cupyx"),
     (imports_only_libraries_of_its_floor, "minimoe/oracle/vectors.py", "import torch",
      "imports torch"),
+    (imports_only_libraries_of_its_floor, "minimoe/oracle/adapters.py",
+     "import importlib\nimportlib.import_module(name)", "imports ?"),
+    (imports_only_libraries_of_its_floor, "minimoe/oracle/check.py", "import pytest",
+     "imports pytest"),
     (imports_only_libraries_of_its_floor, "minimoe/backend.py", "import torch.nn as nn",
      "imports torch.nn"),
     (imports_only_libraries_of_its_floor, "minimoe/optim.py", "import tqdm", "imports tqdm"),

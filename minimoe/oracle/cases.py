@@ -1,4 +1,4 @@
-"""Cases: what goes into a paper, ready to be held against, as the foot of the paper's file lists it.
+"""Cases: what goes into a paper, ready to be held against, as the foot of its file lists it.
 
 A paper's ``CASES`` names each: the kind of run, the sizes of its letters and its settings, tags,
 and perhaps a function that changes what was drawn:

@@ -55,6 +55,16 @@ def check(fn, key, adapter="numpy", dtype="float64", gradients=False):
         raise AdapterError(f"adapter {adapter}: has no gradients here; return them yourself, as "
                            "grad.L.x")
     run = case.run()
+    outputs, problems = call(fn, case, run, framework, dtype, computed(case, run), gradients)
+    return compare(case, outputs, dtype, problems)
+
+
+def call(fn, case, run, framework, dtype, want, gradients=False):
+    """Call a user's function with a run of a case's kind.
+
+    ``want`` is the paper's trace of it, which says what there is to differentiate. -> outputs by
+    the name they were given, as NumPy's arrays; what went wrong, a line each
+    """
     arrays = {**run.inputs, **run.params}
     given = {name: framework.to_user(array, dtype) for name, array in arrays.items()}
     before = {name: _hash(framework, array) for name, array in given.items()}
@@ -63,21 +73,17 @@ def check(fn, key, adapter="numpy", dtype="float64", gradients=False):
     given = Given({**given, **leaves, **run.settings}, case.sizes)
     outputs, problems = {}, []
     try:
-        returned = fn(given)
-        named, said = _named(returned)
-        problems += said
+        named, problems = _named(fn(given))
         if gradients and named:
-            want = computed(case, run)
             named.update(_gradients(framework, named, leaves, given, want))
         outputs, said = _to_numpy(framework, named)
         problems += said
     except Exception as error:
         said = " ".join(str(error).split())
         problems.append(f"the function raised {type(error).__name__}: {said[:300]}")
-    for name, digest in before.items():
-        if _hash(framework, given[name]) != digest:
-            problems.append(f"the function wrote into {name}, which it was given")
-    return compare(case, outputs, dtype, problems)
+    problems += [f"the function wrote into {name}, which it was given"
+                 for name, digest in before.items() if _hash(framework, given[name]) != digest]
+    return outputs, problems
 
 
 def _hash(framework, array):

@@ -6,8 +6,8 @@ import numpy as np
 from minimoe import tree
 from minimoe.backend import to_numpy
 from minimoe.oracle.runs import RunError
+from minimoe.oracle.tolerances import OF_A_RUN as TOLERANCE
 
-TOLERANCE = {"float64": 1e-10, "float32": 1e-5}   # of the largest number in an array
 ROUNDING = 8   # eps: let pass also where that number is tiny, for terms near 1 that cancelled
 
 

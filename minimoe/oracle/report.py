@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minimoe import tree
 from minimoe.oracle import diagnosis, tolerances
 from minimoe.oracle.cases import case as find_case
 from minimoe.oracle.trace import as_dtype, computed, follows, known_as
@@ -15,7 +16,7 @@ DECISION = "expert_index"
 
 
 class Finding(NamedTuple):
-    """One intermediate. Errors are in units of eps x the paper's largest number there."""
+    """One intermediate. Errors are in units of eps x S, its scale: see ``tolerances``."""
     name: str
     status: str                    # agrees, differs, follows, undetermined, unusable, not given
     error: float | None = None     # the largest; None for integers and booleans
@@ -108,11 +109,12 @@ def compare(case, outputs, dtype="float64", problems=(), run=None):
     """
     if dtype not in tolerances.EPS:
         raise ValueError(f"compare: dtype must be one of {', '.join(tolerances.EPS)}; got {dtype}")
-    if run is None:
+    own = run is not None
+    if not own:
         case = find_case(case)
         run = case.run()
     want = computed(case, as_dtype(run, "float64"))
-    c = tolerances.constants(want, computed(case, as_dtype(run, "float32")))
+    tolerance = tolerances.of_a_run(want, dtype) if own else tolerances_of(case, run, want)
     problems, got = list(problems), {}
     for name, array in outputs.items():
         problem = _take(got, name, array, want)
@@ -121,7 +123,7 @@ def compare(case, outputs, dtype="float64", problems=(), run=None):
     want, notes, loose = _with_decisions(case, run, got, want, dtype)
     findings, differing = [], []
     for name, array in want.items():
-        finding = _finding(name, got.get(name), array, c.get(name), dtype, "exact" in case.tags)
+        finding = _finding(name, got.get(name), array, tolerance.get(name), dtype)
         if finding.status == DIFFERS:
             if any(follows(name, earlier) for earlier in loose):
                 finding = finding._replace(status=UNDETERMINED)
@@ -175,21 +177,48 @@ def _kind(array):
     return {"b": "booleans", "i": "integers", "u": "integers", "f": "floats"}[array.dtype.kind]
 
 
-def _finding(name, got, want, c, dtype, exact):
+def tolerances_of(case, run, want):
+    """The Tolerance of every intermediate of floats of a run of a case's kind. -> dict"""
+    exact = "exact" in case.tags
+    noisy = [as_dtype(run, "float32")]
+    if not exact:                 # where zeros and ties are meant, a nudge would be another case
+        noisy += [nudged(as_dtype(run, "float64"), seed) for seed in range(3)]
+    traces = []
+    for other in noisy:
+        try:
+            traces.append(computed(case, other))
+        except ValueError:        # a nudge that the paper refuses
+            continue
+    return tolerances.measured(want, traces, exact)
+
+
+def nudged(run, seed):
+    """The run with every float moved by half an eps of float32, up or down; 0 and 1 stay."""
+    rng = np.random.default_rng(seed)
+
+    def nudge(x):
+        if x.dtype.kind != "f":
+            return x
+        moved = x * (1 + tolerances.EPS["float32"] / 2 * rng.choice([-1.0, 1.0], x.shape))
+        return np.where(x == 1, x, moved)
+    return run._replace(inputs=tree.map(nudge, run.inputs), params=tree.map(nudge, run.params))
+
+
+def _finding(name, got, want, tolerance, dtype):
     if got is None:
         return Finding(name, NOT_GIVEN, size=want.size)
-    if want.dtype.kind != "f":
-        wrong, error, tolerance = got != want, None, None
+    error = allowed = None
+    if tolerance is None:
+        wrong = got != want
     else:
-        distance = tolerances.errors(got, want)
-        bound = tolerances.allowed(name.rpartition(".")[2], want, c, dtype, exact)
-        unit = tolerances.EPS[dtype] * tolerances.scale(want)
+        distance, bound = tolerances.errors(got, want), tolerance.allowed(dtype)
+        unit = tolerances.EPS[dtype] * tolerance.scale
         wrong, error = distance > bound, float(distance.max(initial=0.0) / unit)
-        tolerance = bound / unit
+        allowed = bound / unit
     if not wrong.any():
-        return Finding(name, AGREES, error, tolerance, size=want.size)
+        return Finding(name, AGREES, error, allowed, size=want.size)
     first = tuple(np.argwhere(wrong)[0].tolist())
-    return Finding(name, DIFFERS, error, tolerance, int(wrong.sum()), want.size, first,
+    return Finding(name, DIFFERS, error, allowed, int(wrong.sum()), want.size, first,
                    got[first].item(), want[first].item())
 
 
