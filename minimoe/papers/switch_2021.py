@@ -35,6 +35,7 @@ Where text, pseudo-code (Appendix F), released code (Mesh TensorFlow da90793, me
     f and P taken over    text: the batch. Pseudo-code, and ``switch_ffn``: each group, the losses
                           averaged. transformers: a sequence, in all layers at once,
                           transformers_load_balancing_loss
+    gates for K > 1       text: not said, here p_i as they are. GShard divides them by their sum
     f for K > 1           text: not said, here the first choice. mesh (its no token left behind),
                           deepspeed: all_choices_load_balancing_loss; flaxformer: K times that
     padding in f and P    text: not said, here in neither. mesh: in both, which is the loss without
@@ -50,7 +51,8 @@ Where text, pseudo-code (Appendix F), released code (Mesh TensorFlow da90793, me
     activation of experts text: ReLU. Table 9, all but Switch-C: expert_geglu
     attention             text: an expert is linear or a feed-forward network: switch_projection,
                           switch_ffn. mesh, one hidden layer for queries and keys: not built
-    z-loss                not this paper's; mesh, flaxformer, transformers have it: router_z_loss
+    z-loss                not this paper's; mesh, flaxformer, transformers have it: router_z_loss.
+                          Padding costs nothing in it here; transformers: as much as any token
     parallelism           Section 5: which core has what; not built
 """
 import math
@@ -1007,16 +1009,17 @@ def _switch_params(leaves):
     return SwitchParams(*(leaves[name] for name in SwitchParams._fields))
 
 
-def _layer(logits, probs, out, case, leaves, ahead=None, shares=None, losses=None,
+def _layer(logits, probs, out, case, leaves, ahead=None, shares=None, losses=None, given=None,
            activation=ops.relu):
     """Every intermediate of a layer, in the order of computation, and the gradients.
 
     Those of <y, cotangent>, of the balance loss and of further ``losses``. ``ahead`` is the margin
-    of its choices where it is not that of logits, ``shares`` are f and P.
+    of its choices where it is not that of logits, ``shares`` are f and P, and ``given`` what the
+    experts are given where it is not x.
     """
     routing, params = out.routing, _switch_params(leaves)
-    inputs, hidden, outputs = expert_intermediates(leaves["x"], routing, params.w_in, params.w_out,
-                                                   activation)
+    inputs, hidden, outputs = expert_intermediates(
+        leaves["x"] if given is None else given, routing, params.w_in, params.w_out, activation)
     losses = {"aux_loss": out.aux_loss, **(losses or {})}
     y = (out.y * case.inputs["cotangent"]).sum()
     return tree.map(stop_gradient, {
@@ -1028,6 +1031,12 @@ def _layer(logits, probs, out, case, leaves, ahead=None, shares=None, losses=Non
         "grad": {name: grad(loss, leaves) for name, loss in {"y": y, **losses}.items()}})
 
 
+def _shares(probs, routing, n_groups, used):
+    """What the balance loss is made of."""
+    f = dispatched_fraction(routing.expert[:, :1], probs.shape[-1], n_groups, used)
+    return {"f": f.astype(probs.dtype), "P": mean_probability(probs, n_groups, used)}
+
+
 def layer_oracle(case):
     """The layer, its tokens in groups, some of them perhaps padding.
 
@@ -1037,8 +1046,7 @@ def layer_oracle(case):
     params, x = _switch_params(leaves), leaves["x"]
     out = switch_ffn(params, x, case.settings["capacity"], case.settings["k"], n_groups, used)
     logits, probs = router_logits(x, params.w_router), router_probs(x, params.w_router)
-    shares = {"f": dispatched_fraction(out.routing.expert[:, :1], probs.shape[-1], n_groups, used),
-              "P": mean_probability(probs, n_groups, used)}
+    shares = _shares(probs, out.routing, n_groups, used)
     loss = training_loss((out.y * case.inputs["cotangent"]).sum(), [out.aux_loss])
     return _layer(logits, probs, out, case, leaves, shares=shares,
                   losses={"z_loss": router_z_loss(logits, used), "loss": loss})
@@ -1060,6 +1068,11 @@ def no_token_left_behind_oracle(case):
     return _layer(logits, probs, SwitchOutput(y, aux_loss, routing), case, leaves, ahead)
 
 
+def _explored(params, x, seen, capacity):
+    """A layer whose router sees something else than ``x``, and what its experts are given."""
+    return x, switch_ffn(params, x, capacity, router_input=seen)
+
+
 def exploration_oracle(case):
     """The layer with each policy of exploration but the first, which is its default.
 
@@ -1070,9 +1083,9 @@ def exploration_oracle(case):
     found = {}
     for name, seen in {"jitter": jitter(x, inputs["u"], case.settings["eps"]),
                        "dropout": input_dropout(x, inputs["kept"], case.settings["rate"])}.items():
-        out = switch_ffn(params, x, capacity, router_input=seen)
+        given, out = _explored(params, x, seen, capacity)
         found[name] = _layer(router_logits(seen, params.w_router),
-                             router_probs(seen, params.w_router), out, case, leaves)
+                             router_probs(seen, params.w_router), out, case, leaves, given=given)
     logits, probs = router_logits(x, params.w_router), router_probs(x, params.w_router)
     routing = route_sampled(probs, inputs["draw"], capacity)
     y = expert_feed_forward(x, routing, params.w_in, params.w_out)
@@ -1200,6 +1213,12 @@ def deepspeed_oracle(case):
     return tree.map(stop_gradient, found)
 
 
+def capacity_oracle(case):
+    """The capacity of Eq. (3), of several sizes."""
+    sizes = zip(*(case.settings[name] for name in ("n_tokens", "n_experts", "capacity_factor")))
+    return {"capacity": namespace().asarray([expert_capacity(*size) for size in sizes])}
+
+
 def capacity_deepspeed_oracle(case):
     """DeepSpeed's capacity, of several sizes."""
     sizes = zip(*(case.settings[name] for name in ("n_tokens", "n_experts", "capacity_factor",
@@ -1240,6 +1259,8 @@ def encoder_decoder_oracle(case):
 
 ORACLES = {
     "layer": ({**GROUPS, "set.k": ""}, layer_oracle),
+    "capacity": ({f"set.{name}": "N" for name in ("n_tokens", "n_experts", "capacity_factor")},
+                 capacity_oracle),
     "no_token_left_behind": ({**GROUPS, "set.n_stages": ""}, no_token_left_behind_oracle),
     "exploration": ({**LAYER, "in.u": "T D", "in.kept": "bool T D", "in.draw": "T", "set.eps": "",
                      "set.rate": ""}, exploration_oracle),
@@ -1267,4 +1288,319 @@ ORACLES = {
         "in.target_used": "bool B R", "in.cotangent": "B R V", "set.capacity_factor": "",
         **{f"param.{name}": letters for name, letters in tree.named_leaves(ENCODER_DECODER).items()}
     }, encoder_decoder_oracle),
+}
+
+
+# -- Cases ---------------------------------------------------------------------------------------
+
+def _padding(*tokens):
+    def change(arrays, rng):
+        arrays["in.used"][list(tokens)] = False
+    return change
+
+
+def _all_padding(arrays, rng):
+    arrays["in.used"][:] = False
+
+
+def _no_router(arrays, rng):
+    """All probabilities are equal, and so all tokens go to expert 0."""
+    arrays["param.w_router"][:] = 0
+
+
+def _twins(arrays, rng):
+    """Experts 1 and 3 are equal, and ahead of the others."""
+    arrays["in.x"][:, 0] = 1
+    arrays["param.w_router"][0, 1] += 3
+    arrays["param.w_router"][:, 3] = arrays["param.w_router"][:, 1]
+
+
+def _near_twins(arrays, rng):
+    """Experts 1 and 3 are 2^-12 apart, now this one ahead, now that: a tie in bfloat16."""
+    _twins(arrays, rng)
+    x, w_router = arrays["in.x"], arrays["param.w_router"]
+    x[:, 0], x[::2, 1], x[1::2, 1] = 1, 2**-6, -2**-6
+    w_router[1, 1] = 0.5
+    w_router[1, 3] = 0.5 + 2**-6
+
+
+def _all_to_one(arrays, rng):
+    """Expert 1 is everybody's first."""
+    arrays["in.x"][:, 0] = 1
+    arrays["param.w_router"][0, 1] = 16
+
+
+def _balanced(arrays, rng):
+    """Tokens to experts in turn, each as sure as the next: f and P are uniform."""
+    x, w_router = arrays["in.x"], arrays["param.w_router"]
+    E = w_router.shape[1]
+    x[:] = 0
+    w_router[:] = 0
+    for e in range(E):
+        x[e::E, e], w_router[e, e] = 4, 1
+
+
+def _large(arrays, rng):
+    """Logits of some hundreds: probabilities are 0 or 1, or nearly."""
+    arrays["param.w_router"] *= 256
+
+
+def _beyond_256(arrays, rng):
+    """Experts from 256 upwards have the largest logits, by and large."""
+    arrays["param.w_router"][:, :256] /= 4
+
+
+def _dropout(key):
+    def change(arrays, rng):
+        arrays[key] = rng.random(arrays[key].shape) >= 0.5
+    return change
+
+
+def _label_and_teacher(arrays, rng):
+    T, V = arrays["in.logits"].shape
+    arrays["in.label"] = rng.integers(V, size=T)
+    halves = [2.0**-min(i + 1, V - 1) for i in range(V)]                # adding up to 1
+    arrays["in.teacher_probs"] = rng.permuted([halves] * T, axis=1)
+
+
+def _sentences(arrays, rng):
+    V = len(arrays["param.embedding"])
+    for name in ("source", "target"):
+        arrays[f"in.{name}"] = rng.integers(V, size=arrays[f"in.{name}"].shape)
+
+
+def _padded_sentences(arrays, rng):
+    _sentences(arrays, rng)
+    arrays["in.source_used"][0, 3:] = False
+    arrays["in.target_used"][1, 2:] = False
+
+
+_SIZES = dict(T=16, D=8, E=4, H=8, n_groups=1)
+_LAYER = dict(_SIZES, k=1)
+_MODEL = dict(B=2, S=5, R=4, V=9, D=8, A=2, W=4, H=8, E=4, N=8)
+CASES = {
+    "roomy": ("layer", dict(_LAYER, capacity=16)),
+    "overflowing": ("layer", dict(_LAYER, capacity=2), "drops"),
+    "exact": ("layer", dict(_LAYER, capacity=16), "exact"),
+    "exact_overflowing": ("layer", dict(_LAYER, capacity=3), "exact, drops"),
+    "exact_two_choices": ("layer", dict(_LAYER, capacity=6, k=2), "exact, k2, drops"),
+    "exact_padding": ("layer", dict(_LAYER, capacity=3), "exact, padding, drops",
+                      _padding(0, 3, 4, 9, 10)),
+    "two_choices": ("layer", dict(_LAYER, capacity=16, k=2), "k2"),
+    "two_choices_overflowing": ("layer", dict(_LAYER, capacity=6, k=2), "k2, drops"),
+    "three_choices": ("layer", dict(_LAYER, E=5, capacity=16, k=3), "k3"),
+    "three_choices_overflowing": ("layer", dict(_LAYER, E=5, capacity=7, k=3), "k3, drops"),
+    "groups": ("layer", dict(_LAYER, capacity=1, n_groups=4), "groups, drops"),
+    "two_choices_in_groups": ("layer", dict(_LAYER, capacity=3, k=2, n_groups=2),
+                              "k2, groups, drops"),
+    "padding": ("layer", dict(_LAYER, capacity=3), "padding, drops", _padding(0, 3, 4, 9, 10)),
+    "padding_at_the_end": ("layer", dict(_LAYER, capacity=16), "padding", _padding(13, 14, 15)),
+    "padding_in_groups": ("layer", dict(_LAYER, capacity=2, k=2, n_groups=4),
+                          "padding, k2, groups, drops", _padding(0, 2, 8, 9, 10, 11, 15)),
+    "all_padding": ("layer", dict(_LAYER, capacity=16), "padding, degenerate", _all_padding),
+    "ties": ("layer", dict(_LAYER, capacity=16), "ties", _twins),
+    "ties_of_two_choices": ("layer", dict(_LAYER, capacity=5, k=2), "ties, k2, drops", _twins),
+    "ties_everywhere": ("layer", dict(_LAYER, capacity=16), "ties, degenerate", _no_router),
+    "near_ties": ("layer", dict(_LAYER, capacity=16), "near ties", _near_twins),
+    "all_to_one": ("layer", dict(_LAYER, capacity=16), "degenerate", _all_to_one),
+    "all_to_one_overflowing": ("layer", dict(_LAYER, capacity=3), "degenerate, drops",
+                               _all_to_one),
+    "all_dropped": ("layer", dict(_LAYER, capacity=0), "degenerate, drops, all dropped"),
+    "balanced": ("layer", dict(_LAYER, capacity=4), "degenerate, balanced", _balanced),
+    "every_expert": ("layer", dict(_LAYER, capacity=16, k=4), "degenerate, k=E"),
+    "one_expert": ("layer", dict(_LAYER, E=1, capacity=16), "degenerate, E=1, k=E"),
+    "one_expert_overflowing": ("layer", dict(_LAYER, E=1, capacity=9),
+                               "degenerate, E=1, k=E, drops"),
+    "one_token": ("layer", dict(_LAYER, T=1, capacity=1), "degenerate, T=1"),
+    "no_token": ("layer", dict(_LAYER, T=0, capacity=1), "degenerate, T=0"),
+    "large_logits": ("layer", dict(_LAYER, capacity=16), "extreme", _large),
+    "wide": ("layer", dict(_LAYER, T=12, D=4, E=288, H=2, capacity=12), "wide, E>256",
+             _beyond_256),
+    "wide_two_choices": ("layer", dict(_LAYER, T=12, D=4, E=288, H=2, capacity=1, k=2),
+                         "wide, E>256, k2, drops", _beyond_256),
+
+    "capacity": ("capacity", dict(
+        n_tokens=[64, 100, 100, 7, 50, 30, 18, 64], n_experts=[8, 5, 7, 2, 2, 4, 4, 32],
+        capacity_factor=[1.25, 1.15, 1.0, 2.0, 1.1, 1.0, 1.25, 1.0])),
+    "no_token_left_behind": ("no_token_left_behind", dict(_SIZES, capacity=4, n_stages=4),
+                             "second stage"),
+    "no_token_left_behind_exact": ("no_token_left_behind", dict(_SIZES, capacity=4, n_stages=4),
+                                   "exact, second stage"),
+    "two_stages": ("no_token_left_behind", dict(_SIZES, capacity=2, n_stages=2),
+                   "drops, second stage"),
+    "two_stages_in_padded_groups": (
+        "no_token_left_behind", dict(_SIZES, capacity=1, n_stages=2, n_groups=2),
+        "drops, second stage, groups, padding", _padding(1, 2, 12)),
+    "no_token_left_behind_with_room": (
+        "no_token_left_behind", dict(_SIZES, capacity=16, n_stages=4), ""),
+
+    "exploration": ("exploration", dict(T=16, D=8, E=4, H=8, capacity=16, eps=2**-6, rate=0.5), "",
+                    _dropout("in.kept")),
+    "exploration_far_and_overflowing": (
+        "exploration", dict(T=16, D=8, E=4, H=8, capacity=3, eps=0.5, rate=0.5), "drops",
+        _dropout("in.kept")),
+    "expert_dropout": ("expert_dropout", dict(T=16, D=8, E=4, H=8, capacity=16, rate=0.5), "",
+                       _dropout("in.kept")),
+    "expert_dropout_overflowing": (
+        "expert_dropout", dict(T=16, D=8, E=4, H=8, capacity=3, rate=0.5), "drops",
+        _dropout("in.kept")),
+    "pseudocode": ("pseudocode", dict(_SIZES, capacity=17, eps=2**-6)),
+    "pseudocode_overflowing": ("pseudocode", dict(_SIZES, capacity=4, eps=2**-6), "drops"),
+    "pseudocode_in_groups": ("pseudocode", dict(_SIZES, capacity=3, eps=0.5, n_groups=4),
+                             "groups, drops"),
+    "selective_precision": ("selective_precision", dict(T=16, D=8, E=4, H=8, capacity=16)),
+    "selective_precision_overflowing": (
+        "selective_precision", dict(T=16, D=8, E=4, H=8, capacity=3), ""),
+    "selective_precision_near_ties": (
+        "selective_precision", dict(T=16, D=8, E=4, H=8, capacity=16), "near ties", _near_twins),
+    "attention": ("attention", dict(B=2, S=6, D=8, E=4, A=2, W=4, H=8, capacity=12)),
+    "attention_overflowing": ("attention", dict(B=2, S=6, D=8, E=4, A=2, W=4, H=8, capacity=2),
+                              "drops"),
+    "distillation": ("distillation", dict(T=8, V=6, of_teacher=0.25), "", _label_and_teacher),
+    "teacher_alone": ("distillation", dict(T=8, V=6, of_teacher=1.0), "", _label_and_teacher),
+    "transformers": ("transformers", dict(B=2, S=8, D=8, E=4, H=8, L=1, capacity=8)),
+    "transformers_overflowing": ("transformers", dict(B=2, S=8, D=8, E=4, H=8, L=2, capacity=2),
+                                 "drops"),
+    "deepspeed": ("deepspeed", dict(T=16, E=4, capacity_factor=4.0, at_least=4)),
+    "deepspeed_overflowing": ("deepspeed", dict(T=16, E=4, capacity_factor=0.5, at_least=2),
+                              "drops"),
+    "deepspeed_padding": ("deepspeed", dict(T=16, E=4, capacity_factor=1.0, at_least=2),
+                          "padding", _padding(0, 3, 4, 9, 10)),
+    "capacity_deepspeed": ("capacity_deepspeed", dict(
+        n_tokens=[100, 1024, 64, 100, 10, 7, 100, 100, 100],
+        n_experts=[5, 8, 64, 7, 3, 2, 4, 2, 6],
+        capacity_factor=[1.15, 1.25, 1.0, 1.0, 0.3, 2.0, 1.2, 1.1, 0.9],
+        at_least=[8, 8, 4, 4, 0, 0, 8, 8, 8])),
+    "encoder_decoder": ("encoder_decoder", dict(_MODEL, capacity_factor=4.0), "", _sentences),
+    "encoder_decoder_overflowing": ("encoder_decoder", dict(_MODEL, capacity_factor=1.0),
+                                    "drops, padding", _padded_sentences),
+}
+
+
+# -- Conventions ---------------------------------------------------------------------------------
+# In place of a function of this file, in a copy of it: ``lambda _:`` is given the copy, and its own
+# functions are those above.
+
+def _bfloat16(x):
+    """Rounded, in whatever dtype."""
+    a = stop_gradient(x)
+    return x + (ops.round_to_bfloat16(a.astype("float32")).astype(a.dtype) - a)
+
+
+def _logits_rounded(x, w_router):
+    return _bfloat16(router_logits(_bfloat16(x), _bfloat16(w_router)))
+
+
+def _probs_rounded(x, w_router):
+    logits = _logits_rounded(x, w_router)
+    e = _bfloat16(ops.exp(_bfloat16(logits - logits.max(axis=-1, keepdims=True))))
+    return _bfloat16(e / _bfloat16(e.sum(axis=-1, keepdims=True)))
+
+
+def _with_capacity(changed):
+    """The Routing where the capacity is a function of the one given, and of the tokens."""
+    def first_come(probs, expert, capacity, *rest):
+        return _first_come(probs, expert, changed(capacity, len(expert)), *rest)
+    return lambda _: first_come
+
+
+def _most_probable_first(probs, expert, capacity, n_groups, used, order=None):
+    order = (-stop_gradient(probs).max(axis=-1)).argsort(kind="stable")
+    return _first_come(probs, expert, capacity, n_groups, used, order)
+
+
+def _gates_normalized(*settings):
+    routing = _first_come(*settings)
+    return routing._replace(gate=routing.gate / routing.gate.sum(axis=-1, keepdims=True))
+
+
+def _counted_after_capacity(expert, keep):
+    return (expert * keep)[:, :1]
+
+
+def _ffn_counted_after_capacity(params, x, capacity, k=1, n_groups=1, used=None, router_input=None):
+    out = switch_ffn(params, x, capacity, k, n_groups, used, router_input)
+    probs = router_probs(x if router_input is None else router_input, params.w_router)
+    counted = _counted_after_capacity(out.routing.expert, out.routing.keep)
+    return out._replace(aux_loss=load_balancing_loss(probs, counted, n_groups, used))
+
+
+def _shares_counted_after_capacity(probs, routing, n_groups, used):
+    counted = _counted_after_capacity(routing.expert, routing.keep)
+    return _shares(probs, routing._replace(expert=counted), n_groups, used)
+
+
+def _shares_of_all_choices(probs, routing, n_groups, used):
+    f = dispatched_fraction(routing.expert, probs.shape[-1], n_groups, used)
+    return {"f": f / routing.expert.shape[1], "P": mean_probability(probs, n_groups, used)}
+
+
+def _fraction_of_all_tokens(expert, n_experts, n_groups=1, used=None):
+    counts = counts_in_groups(expert, n_experts, n_groups, _used(used, len(expert)))
+    return counts / _n_used(len(expert), n_groups, None)
+
+
+def _totals_over_all_tokens(probs, n_groups=1, used=None):
+    return _totals(probs, n_groups, used) / _n_used(len(probs), n_groups, None)
+
+
+def _shares_flaxformer(probs, routing, n_groups, used):
+    f = _fraction_of_all_tokens(routing.expert, probs.shape[-1], n_groups, used)
+    return {"f": f, "P": _totals_over_all_tokens(probs, n_groups, used)}
+
+
+def _scaled_where_dropped(x, routing, *experts):
+    scaled = ops.where(routing.keep, 0.0, routing.gate).sum(axis=-1, keepdims=True) * x
+    return expert_feed_forward(x, routing, *experts) + scaled
+
+
+CONVENTIONS = {
+    "k gates are divided by their sum": {"_first_come": lambda _: _gates_normalized},
+    "who is turned away is the least probable, as in Mesh TensorFlow, flaxformer and Tutel":
+        {"_first_come": lambda _: _most_probable_first},
+    "as many slots as needed, as DeepSpeed and Tutel may have it": {
+        "_first_come": _with_capacity(lambda capacity, n_tokens: n_tokens),
+        "expert_capacity": lambda _: lambda n_tokens, *rest: n_tokens},
+    "slot 0 stays empty, as in the pseudo-code of Appendix F": {
+        "_first_come": _with_capacity(lambda capacity, _: max(capacity - 1, 0)),
+        "expert_capacity": lambda _: expert_capacity_pseudocode},
+    **{f"capacity as in {who}": {"expert_capacity": f"expert_capacity_{name}"}
+       for who, name in [("Mesh TensorFlow", "mesh"), ("flaxformer", "flaxformer"),
+                         ("DeepSpeed", "deepspeed"), ("fairseq and Tutel", "fairseq")]},
+    "f counts after capacity, the dropped for expert 0, as in transformers": {
+        "switch_ffn": lambda _: _ffn_counted_after_capacity,
+        "_shares": lambda _: _shares_counted_after_capacity},
+    "f and P are taken over the batch, not over each group": {
+        "load_balancing_loss": lambda _: lambda probs, expert, n_groups=1, used=None:
+            load_balancing_loss(probs, expert, 1, used)},
+    "f is the share of all choices, as in Mesh TensorFlow and DeepSpeed": {
+        "load_balancing_loss": "all_choices_load_balancing_loss",
+        "_shares": lambda _: _shares_of_all_choices},
+    "f adds up to K, and padding is in the divisors of f and P, as in flaxformer": {
+        "load_balancing_loss": "flaxformer_load_balancing_loss",
+        "_shares": lambda _: _shares_flaxformer},
+    "padding is part of f and P, as in Mesh TensorFlow": {
+        "dispatched_fraction": lambda _: lambda expert, n_experts, n_groups=1, used=None:
+            dispatched_fraction(expert, n_experts, n_groups),
+        "mean_probability": lambda _: lambda probs, n_groups=1, used=None:
+            mean_probability(probs, n_groups)},
+    "padding is part of P and in the divisor of f, as in DeepSpeed": {
+        "dispatched_fraction": lambda _: _fraction_of_all_tokens,
+        "mean_probability": lambda _: lambda probs, n_groups=1, used=None:
+            mean_probability(probs, n_groups)},
+    "padding is part of the z-loss, as in transformers": {
+        "router_z_loss": lambda _: lambda logits, used=None: router_z_loss(logits)},
+    "a dropped token is its input times its gate, as in transformers 4.44": {
+        "expert_feed_forward": lambda _: _scaled_where_dropped},
+    "experts, too, are given what the router sees, as in transformers 4.44": {
+        "_explored": lambda _: lambda params, x, seen, capacity:
+            (seen, switch_ffn(params, seen, capacity))},
+    "logits are bfloat16, as in the pseudo-code": {"router_logits": lambda _: _logits_rounded},
+    "logits and each step of the softmax are bfloat16, as in Mesh TensorFlow": {
+        "router_logits": lambda _: _logits_rounded, "router_probs": lambda _: _probs_rounded},
+    "probabilities are bfloat16, as in transformers": {
+        "router_probs": lambda _: lambda x, w_router: _bfloat16(router_probs(x, w_router))},
+    "the balance loss weighs 1e-3, as in transformers": {
+        "training_loss": lambda _: lambda cross_entropy, aux_losses:
+            training_loss(cross_entropy, aux_losses, 1e-3)},
 }

@@ -9,6 +9,7 @@ DeepSpeed counts in float32, transformers takes means in it: T is a power of two
 exact. fairscale has top-2 gating alone, which is not this paper's.
 """
 import math
+from decimal import Decimal
 
 import torch
 from deepspeed.moe import sharded_moe
@@ -205,6 +206,22 @@ def leaning(towards, by):
         x[:, 0] = 1.0
         params["w_router"][0, towards] += by
     return shape
+
+
+# -- Capacity ------------------------------------------------------------------------------------
+
+def capacity(case, sizes):
+    """Eq. (3): the largest whole number that is not above it, the factor being decimal."""
+    found = []
+    for n_tokens, n_experts, factor in sizes:
+        slots = 0
+        while (slots + 1) * n_experts <= n_tokens * Decimal(str(factor)):
+            slots += 1
+        found.append(min(slots, n_tokens))
+    save(f"switch_2021/capacity/{case}", seed=None,
+         source={"kind": "transcription", "of": f"{PAPER}, Eq. (3), rounded down"},
+         set=dict(zip(("n_tokens", "n_experts", "capacity_factor"), zip(*sizes))),
+         out={"capacity": torch.tensor(found)})
 
 
 # -- No token left behind ------------------------------------------------------------------------
@@ -538,6 +555,9 @@ if __name__ == "__main__":
     layer("padding", seed=10, T=12, capacity=2, padding=(0, 4, 5, 11))
     layer("padded_groups", seed=11, T=12, capacity=2, k=2, n_groups=3, padding=(1, 4, 5, 6, 7))
     layer("all_padding", seed=12, T=4, padding=range(4))
+
+    capacity("as_in_the_paper", [(64, 4, 1.0), (64, 4, 1.25), (64, 4, 2.0), (1024, 128, 1.25)])
+    capacity("rounding", [(100, 5, 1.15), (100, 7, 1.0), (7, 2, 2.0), (50, 2, 1.1), (3, 2, 8.0)])
 
     no_token_left_behind("all_placed", seed=20)
     no_token_left_behind("two_stages", seed=21, T=12, n_stages=2, shape=leaning(1, 4.0))
