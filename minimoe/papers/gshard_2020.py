@@ -325,7 +325,7 @@ def algorithm_2(params, x, u, capacity, route=algorithm_1, used=None):
 def combine_weights(routing, n_groups, n_experts, capacity):
     """The weight of each token in each slot. Algorithm 2 Routing [G*S, K] -> [G, S, E, C]"""
     weights = ops.einsum("tk,tkec->tec", routing.gate, seating(routing, n_experts, capacity))
-    return weights.reshape(n_groups, -1, n_experts, capacity)
+    return weights.reshape(n_groups, len(routing.expert) // n_groups, n_experts, capacity)
 
 
 # -- The Transformer, Section 2.1 ----------------------------------------------------------------
@@ -621,7 +621,8 @@ def route_nllb(gates, u, capacity, used=None, order=None, second=second_all):
 
 def route_nllb_normalized_before(gates, u, capacity, used=None, order=None):
     """The same with normalize_router_prob_before_dropping. -> Gating"""
-    routing, _ = algorithm_1(gates, u, capacity, second_all, dispatched_counter, used, order)
+    routing, _ = algorithm_1(gates, u, capacity, second=second_all, counter=dispatched_counter,
+                             used=used, order=order)
     return Gating(routing, nllb_load_balancing_loss([routing], gates.shape[-1], len(gates)))
 
 
@@ -770,21 +771,23 @@ def layer_oracle(case):
     out = moe_layer(params, leaves["x"], u, capacity, algorithm_1, used)
     logits = gate_logits(leaves["x"], params.w_gate)
     gates = gate_probabilities(logits)
-    G, S, E = gates.shape
+    (G, S, E), D = gates.shape, x.shape[-1]
     routing, aux_loss = algorithm_1(gates, u, capacity, used=used)
     first = first_choice_counts(routing.expert.reshape(G, S, 2), E, used)
     present = None if used is None else used.reshape(G * S, 1)
-    inputs, hidden, outputs = expert_intermediates(leaves["x"].reshape(G * S, -1), routing,
+    inputs, hidden, outputs = expert_intermediates(leaves["x"].reshape(G * S, D), routing,
                                                    params.w_in, params.w_out)
     return tree.map(stop_gradient, {
         "logits": logits, "gates": gates, "expert": routing.expert,
         "margin": choice_margin(logits.reshape(G * S, E), routing.expert), "gate": routing.gate,
-        "wanted": second_random(stop_gradient(routing.gate).reshape(G, S, 2), u),
+        "wanted": second_random(
+            stop_gradient(pair_normalized(gates_of(gates, routing.expert.reshape(G, S, 2)))), u),
         "count_first": first, "count": counts_in_groups(routing.expert, E, G, present),
         "slot": routing.slot, "keep": routing.keep,
         "weights": combine_weights(routing, G, E, capacity),
         "expert_inputs": inputs, "hidden": hidden, "expert_outputs": outputs, "y": out.y,
-        "f": first / _n_used(gates, used), "m": mean_gates(gates, used), "aux_loss": aux_loss,
+        "f": (first / _n_used(gates, used)).astype(gates.dtype), "m": mean_gates(gates, used),
+        "aux_loss": aux_loss,
         "grad": _gradients({"y": (out.y * case.inputs["cotangent"]).sum(),
                             "aux_loss": out.aux_loss}, leaves)})
 
@@ -907,7 +910,7 @@ def transformer_oracle(case):
     params = tree.map(lambda letters: leaves[next(names)], _transformer_shapes())
     draws = TransformerDraws(inputs["draws.encoder"], inputs["draws.decoder"])
     out = transformer(params, inputs["source"], inputs["target"], draws, case.settings["n_groups"],
-                      inputs["source_used"], inputs["target_used"])
+                      inputs["source_used"], inputs["target_used"], expert_capacity, algorithm_1)
     return tree.map(stop_gradient, {
         "routings": [r._asdict() for r in out.routings], "logits": out.logits,
         "aux_loss": out.aux_loss,
@@ -940,4 +943,244 @@ ORACLES = {
         **{f"param.{name}": letters
            for name, letters in tree.named_leaves(_transformer_shapes()).items()}},
         transformer_oracle),
+}
+
+
+# -- Cases ---------------------------------------------------------------------------------------
+
+def _draws(u):
+    """All alike: 0 dispatches each second choice, 255/256 next to none."""
+    def change(arrays, rng):
+        arrays["in.u"][:] = u
+    return change
+
+
+def _padding(arrays, rng):
+    used = arrays["in.used"]
+    used[..., [0, 3, 4, 9]] = False
+
+
+def _padded_group(arrays, rng):
+    _padding(arrays, rng)
+    arrays["in.used"][-1] = False
+
+
+def _all_padding(arrays, rng):
+    arrays["in.used"][:] = False
+
+
+def _no_gate(arrays, rng):
+    """All gates are equal, and so all tokens choose experts 0 and 1."""
+    arrays["param.w_gate"][:] = 0
+
+
+def _twins(arrays, rng):
+    """Experts 1 and 3 are equal, and ahead of the others."""
+    arrays["in.x"][..., 0] = 1
+    arrays["param.w_gate"][0, 1] += 3
+    arrays["param.w_gate"][:, 3] = arrays["param.w_gate"][:, 1]
+
+
+def _near_twins(arrays, rng):
+    """Experts 1 and 3 are 2^-12 apart, now this one ahead, now that: a tie in bfloat16."""
+    _twins(arrays, rng)
+    x, w_gate = arrays["in.x"], arrays["param.w_gate"]
+    x[..., ::2, 1], x[..., 1::2, 1] = 2**-6, -2**-6
+    w_gate[1, 1] = 0.5
+    w_gate[1, 3] = 0.5 + 2**-6
+
+
+def _all_to_one(arrays, rng):
+    """Expert 1 is everybody's first."""
+    arrays["in.x"][..., 0] = 1
+    arrays["param.w_gate"][0, 1] = 8
+
+
+def _balanced(arrays, rng):
+    """Tokens to experts in turn, each as sure as the next: f and m are uniform."""
+    x, w_gate = arrays["in.x"], arrays["param.w_gate"]
+    E = w_gate.shape[1]
+    x[:] = 0
+    w_gate[:] = 0
+    for e in range(E):
+        x[..., e::E, e], x[..., e::E, (e + 1) % E], w_gate[e, e] = 2, 1, 1
+
+
+def _large(arrays, rng):
+    """Logits of some tens: a first gate is near 1, a second one small."""
+    arrays["param.w_gate"] *= 16
+
+
+def _beyond_256(arrays, rng):
+    """Experts from 256 upwards have the largest logits, by and large."""
+    arrays["param.w_gate"][:, :256] /= 4
+
+
+def _sentences(arrays, rng):
+    for name in ("source", "target"):
+        V = len(arrays[f"param.{name}_embedding"])
+        arrays[f"in.{name}"] = rng.integers(V, size=arrays[f"in.{name}"].shape)
+
+
+def _padded_sentences(arrays, rng):
+    _sentences(arrays, rng)
+    arrays["in.source_used"][0, 3:] = False
+    arrays["in.target_used"][1, 2:] = False
+    arrays["in.cotangent"][1, 2:] = 0
+
+
+_LAYER = dict(G=1, S=16, D=8, E=4, H=8)
+_ONE_GROUP = dict(T=16, D=8, E=4, H=8)
+_MODEL = dict(B=2, S=6, R=4, U=9, V=7, D=8, A=2, W=4, H=8, E=4, I=1, J=6, N=8, L=2)
+CASES = {
+    "roomy": ("layer", dict(_LAYER, capacity=32), "k2"),
+    "overflowing": ("layer", dict(_LAYER, capacity=4), "k2, drops"),
+    "paper_capacity": ("layer", dict(_LAYER, capacity=8), "k2, drops"),
+    "exact": ("layer", dict(_LAYER, capacity=32), "exact, k2"),
+    "exact_overflowing": ("layer", dict(_LAYER, capacity=4), "exact, k2, drops, ties"),
+    "every_second": ("layer", dict(_LAYER, capacity=32), "k2, every second", _draws(0.0)),
+    "every_second_overflowing": ("layer", dict(_LAYER, capacity=5), "k2, every second, drops",
+                                 _draws(0.0)),
+    "hardly_a_second": ("layer", dict(_LAYER, capacity=8), "k2", _draws(255 / 256)),
+    "groups": ("layer", dict(_LAYER, G=3, S=8, capacity=4), "k2, groups, drops"),
+    "ties": ("layer", dict(_LAYER, capacity=32), "k2, ties", _twins),
+    "ties_everywhere": ("layer", dict(_LAYER, capacity=12), "k2, ties, drops, degenerate",
+                        _no_gate),
+    "near_ties": ("layer", dict(_LAYER, capacity=32), "k2, near ties", _near_twins),
+    "all_to_one": ("layer", dict(_LAYER, capacity=8), "k2, drops, degenerate", _all_to_one),
+    "all_dropped": ("layer", dict(_LAYER, capacity=0), "k2, drops, all dropped, degenerate"),
+    "balanced": ("layer", dict(_LAYER, capacity=8), "k2, balanced, degenerate", _balanced),
+    "two_experts": ("layer", dict(_LAYER, E=2, capacity=12), "k2, k=E, drops, degenerate"),
+    "one_token": ("layer", dict(_LAYER, S=1, capacity=1), "k2, T=1, degenerate"),
+    "no_token": ("layer", dict(_LAYER, S=0, capacity=1), "k2, T=0, degenerate"),
+    "large_logits": ("layer", dict(_LAYER, capacity=32), "k2, extreme", _large),
+    "wide": ("layer", dict(_LAYER, S=10, D=4, E=288, H=2, capacity=2), "k2, wide, E>256",
+             _beyond_256),
+
+    "padding": ("layer_padded", dict(_LAYER, capacity=5), "k2, padding, drops", _padding),
+    "padding_with_room": ("layer_padded", dict(_LAYER, capacity=32), "k2, padding", _padding),
+    "exact_padding": ("layer_padded", dict(_LAYER, capacity=5), "exact, k2, padding, drops",
+                      _padding),
+    "padded_group": ("layer_padded", dict(_LAYER, G=3, S=10, capacity=4),
+                     "k2, groups, padding, drops", _padded_group),
+    "all_padding": ("layer_padded", dict(_LAYER, capacity=8), "k2, padding, degenerate",
+                    _all_padding),
+
+    "fairscale": ("fairscale", dict(S=12, D=8, E=4, H=8), "k2, drops"),
+    "fairscale_all_to_one": ("fairscale", dict(S=12, D=8, E=4, H=8), "k2, drops", _all_to_one),
+    "deepspeed": ("deepspeed", dict(S=12, E=4, C=12, capacity=12), "k2"),
+    "deepspeed_overflowing": ("deepspeed", dict(S=12, E=4, C=3, capacity=3), "k2, drops"),
+    "mesh": ("mesh", dict(G=2, S=12, D=8, E=4, C=4, capacity=4, threshold=0.5), "k2, drops"),
+    "mesh_padded": ("mesh_padded", dict(G=2, S=12, D=8, E=4, C=4, capacity=4, threshold=0.5),
+                    "k2, drops, padding", _padding),
+    "mesh_all": ("mesh_all", dict(G=2, S=12, D=8, E=4, C=4, capacity=4), "k2, drops"),
+    "nllb": ("nllb", dict(_ONE_GROUP, capacity=8, scale=1.0), "k2"),
+    "nllb_evaluation": ("nllb", dict(_ONE_GROUP, capacity=16, scale=0.8), "k2"),
+    "nllb_overflowing": ("nllb", dict(_ONE_GROUP, capacity=3, scale=1.0), "k2, drops"),
+    "nllb_loss": ("nllb_loss", dict(L=2, T=16, D=8, E=4, capacity=4), "k2, drops"),
+    "nllb_padded": ("nllb_padded", dict(_ONE_GROUP, capacity=4, scale=1.0), "k2, drops, padding",
+                    _padding),
+    "nllb_prioritized": ("nllb_prioritized", dict(_ONE_GROUP, capacity=4, scale=1.0),
+                         "k2, drops"),
+    "nllb_random": ("nllb_random", dict(_ONE_GROUP, capacity=4, scale=1.0), "k2, drops"),
+    "nllb_normalized_before": ("nllb_normalized_before",
+                               dict(_ONE_GROUP, capacity=4, scale=1.0), "k2, drops"),
+    "nllb_random_normalized_before": ("nllb_random_normalized_before",
+                                      dict(_ONE_GROUP, capacity=4, scale=1.0), "k2, drops"),
+    "transformer": ("transformer", dict(_MODEL, n_groups=1), "k2", _sentences),
+    "transformer_in_padded_groups": ("transformer", dict(_MODEL, n_groups=2),
+                                     "k2, groups, padding", _padded_sentences),
+}
+
+
+# -- Conventions ---------------------------------------------------------------------------------
+# In place of a function of this file, in a copy of it: ``lambda _:`` is given the copy, and its own
+# functions are those above.
+
+def _second(second):
+    return {"algorithm_1": lambda _: partial(algorithm_1, second=second),
+            "second_random": lambda _: second}
+
+
+def _priority_to_the_certain(gates, *settings, used=None):
+    return algorithm_1(gates, *settings, used=used, order=highest_gate_first(gates))
+
+
+def _normalized_after(*settings, used=None):
+    gating = algorithm_1(*settings, used=used)
+    return gating._replace(routing=normalized_after(gating.routing))
+
+
+def _normalized_after_all(gates, u, capacity, used=None):
+    gating = algorithm_1(gates, u, capacity, second_all, used=used)
+    return gating._replace(routing=normalized_after(gating.routing))
+
+
+def _with_nllb_loss(gates, *settings, used=None):
+    routing, _ = algorithm_1(gates, *settings, used=used)
+    return Gating(routing, nllb_load_balancing_loss([routing], gates.shape[-1], len(gates)))
+
+
+def _all_choice_counts(expert, n_experts, used=None):
+    G, S, K = expert.shape
+    return counts_in_groups(expert.reshape(G * S, K), n_experts, G,
+                            None if used is None else used.reshape(-1, 1))
+
+
+def _with_second_choice_loss(gates, expert, used=None):
+    return (released_auxiliary_loss(gates, expert, used)
+            + second_choice_loss(gates, expert) / 2)
+
+
+_NOT_NORMALIZED = {"pair_normalized": lambda _: lambda gate: gate}
+_OF_ALL_TOKENS = {"_n_used": lambda _: lambda gates, used: max(gates.shape[1], 1)}
+CONVENTIONS = {
+    "each second choice is dispatched, as in lingvo, praxis and NLLB": _second(second_all),
+    "no second choice is dispatched, as Mesh TensorFlow may have it": _second(second_none),
+    "second choices above 0.2 are dispatched, as Mesh TensorFlow may have it":
+        _second(second_threshold),
+    "second choices are dispatched with probability g_2 / 0.2":
+        _second(second_random_threshold),
+    "second choices that are not dispatched take no number, as in Mesh TensorFlow, lingvo, NLLB":
+        {"algorithm_1": lambda _: partial(algorithm_1, counter=dispatched_counter)},
+    "second choices are dispatched with probability g_2 / 0.2, and take a number only then, as in "
+    "Mesh TensorFlow": {
+        "algorithm_1": lambda _: partial(algorithm_1, second=second_random_threshold,
+                                         counter=dispatched_counter),
+        "second_random": "second_random_threshold"},
+    "both choices of a token queue before the next token's": {
+        "algorithm_1": lambda _: partial(algorithm_1, counter=token_major_counter)},
+    "the most certain tokens come first, as Tutel, fairseq and NLLB may have it": {
+        "algorithm_1": lambda _: _priority_to_the_certain},
+    "1e-9 is added to g_1 + g_2, as in Mesh TensorFlow, lingvo and praxis": {
+        "pair_normalized": "pair_normalized_mesh"},
+    "weights are normalised after dropping, as in fairscale, DeepSpeed, fairseq and NLLB": {
+        "algorithm_1": lambda _: _normalized_after},
+    "weights are normalised after dropping, and each second choice is dispatched": {
+        "algorithm_1": lambda _: _normalized_after_all, "second_random": "second_all"},
+    "weights are the gates as they are": _NOT_NORMALIZED,
+    "weights are the gates as they are, and each second choice is dispatched, as in flaxformer":
+        {**_NOT_NORMALIZED, **_second(second_all)},
+    "the auxiliary loss is E^2 times as large, as in all released code but fairscale's": {
+        "auxiliary_loss": lambda _: released_auxiliary_loss},
+    "the auxiliary loss is E^2 times as large, with half of that of second choices": {
+        "auxiliary_loss": lambda _: _with_second_choice_loss},
+    "f counts both choices and adds up to 2, as in flaxformer": {
+        "first_choice_counts": lambda _: _all_choice_counts},
+    "f counts both choices and adds up to 1": {
+        "first_choice_counts": lambda _: lambda *settings: _all_choice_counts(*settings) / 2},
+    "the auxiliary loss is of what was dispatched, as in NLLB": {
+        "algorithm_1": lambda _: _with_nllb_loss},
+    "padding is in the divisors of f and m, as in Mesh TensorFlow and lingvo": _OF_ALL_TOKENS,
+    "padding is part of m and in the divisor of f, as in fairseq": {
+        **_OF_ALL_TOKENS, "mean_gates": lambda _: lambda gates, used=None: mean_gates(gates)},
+    "NLLB's gating": {"algorithm_1": lambda _: route_nllb, "second_random": "second_all"},
+    "NLLB's gating, normalised before dropping": {
+        "algorithm_1": lambda _: route_nllb_normalized_before, "second_random": "second_all"},
+    "NLLB's gating by chance": {
+        "algorithm_1": lambda _: partial(route_nllb, second=nllb_second_random)},
+    "NLLB's gating by chance, normalised before dropping": {
+        "algorithm_1": lambda _: route_nllb_random_normalized_before},
+    "capacity as in lingvo and praxis": {"expert_capacity": "expert_capacity_lingvo"},
+    "capacity as in NLLB in evaluation": {"expert_capacity": "expert_capacity_evaluation"},
 }
