@@ -1029,9 +1029,9 @@ def _padded_sentences(arrays, rng):
     arrays["in.cotangent"][1, 2:] = 0
 
 
-_LAYER = dict(G=1, S=16, D=8, E=4, H=8)
-_ONE_GROUP = dict(T=16, D=8, E=4, H=8)
-_MODEL = dict(B=2, S=6, R=4, U=9, V=7, D=8, A=2, W=4, H=8, E=4, I=1, J=6, N=8, L=2)
+_LAYER = dict(G=1, S=16, D=8, E=4, H=6)
+_ONE_GROUP = dict(T=16, D=8, E=4, H=6)
+_MODEL = dict(B=2, S=6, R=4, U=9, V=7, D=8, A=2, W=4, H=6, E=4, I=1, J=6, N=8, L=2)
 CASES = {
     "roomy": ("layer", dict(_LAYER, capacity=32), "k2"),
     "overflowing": ("layer", dict(_LAYER, capacity=4), "k2, drops"),
@@ -1066,8 +1066,8 @@ CASES = {
     "all_padding": ("layer_padded", dict(_LAYER, capacity=8), "k2, padding, degenerate",
                     _all_padding),
 
-    "fairscale": ("fairscale", dict(S=12, D=8, E=4, H=8), "k2, drops"),
-    "fairscale_all_to_one": ("fairscale", dict(S=12, D=8, E=4, H=8), "k2, drops", _all_to_one),
+    "fairscale": ("fairscale", dict(S=12, D=8, E=4, H=6), "k2, drops"),
+    "fairscale_all_to_one": ("fairscale", dict(S=12, D=8, E=4, H=6), "k2, drops", _all_to_one),
     "deepspeed": ("deepspeed", dict(S=12, E=4, C=12, capacity=12), "k2"),
     "deepspeed_overflowing": ("deepspeed", dict(S=12, E=4, C=3, capacity=3), "k2, drops"),
     "mesh": ("mesh", dict(G=2, S=12, D=8, E=4, C=4, capacity=4, threshold=0.5), "k2, drops"),

@@ -49,6 +49,7 @@ davidmrau/mixture-of-experts (f662999), FM the NoisyGate of the FastMoE family, 
     other top-k gates  mesh (da90793) and T2T on TPUs limit capacity: not built
 """
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 from minimoe import nn, ops, tree
@@ -716,7 +717,7 @@ def cv_squared_davidmrau(v, epsilon=1e-10):
 
 def noisy_top_k_tensor2tensor(clean, raw, epsilon, k):
     """``noisy_top_k`` with the floor under the noise: T2T and FM. -> Gating"""
-    return noisy_top_k(clean, raw, epsilon, k, noise_std_tensor2tensor)
+    return noisy_top_k(clean, raw, epsilon, k, noise_std=noise_std_tensor2tensor)
 
 
 def noisy_top_k_tensor2tensor_evaluation(clean, raw, epsilon, k):
@@ -724,13 +725,13 @@ def noisy_top_k_tensor2tensor_evaluation(clean, raw, epsilon, k):
 
     ``epsilon`` goes unused. -> Gating
     """
-    return noisy_top_k(clean, raw, 0, k, lambda raw: 0 * raw)
+    return noisy_top_k(clean, raw, 0, k, noise_std=lambda raw: 0 * raw)
 
 
 def noisy_top_k_davidmrau(clean, raw, epsilon, k):
     """``noisy_top_k`` with the floor, DM's gate and its threshold. -> Gating"""
-    return noisy_top_k(clean, raw, epsilon, k, noise_std_tensor2tensor, gate_davidmrau,
-                       threshold_davidmrau)
+    return noisy_top_k(clean, raw, epsilon, k, noise_std=noise_std_tensor2tensor,
+                       gate_of_top_k=gate_davidmrau, threshold=threshold_davidmrau)
 
 
 def combine_log_space(gate, outputs, floor=2.0 ** -52):
@@ -812,7 +813,7 @@ def padded_oracle(case):
     leaves = tree.map(Tensor, {"x": case.inputs["x"], **case.params})
     params, x, present = _layer_params(leaves), leaves["x"], case.inputs["present"]
     epsilon = case.inputs["epsilon"]
-    out = moe_of_rows(params, x, present, epsilon, case.settings["k"])
+    out = moe_of_rows(params, x, present, epsilon, case.settings["k"], noisy_top_k)
     return tree.map(stop_gradient, {
         **_gating_outputs(out.gating, epsilon[present]),
         **_by_choice(x[present], out, params.w_in, params.w_out),
@@ -866,7 +867,7 @@ def language_model_oracle(case):
                                  _layer_params(leaves, "moe."), lstm_above, leaves["w_softmax"])
     keep = DropoutKeep(*(case.inputs[f"keep.{name}"] for name in DropoutKeep._fields))
     out = language_model(params, case.inputs["words"], case.inputs["epsilon"], case.settings["k"],
-                         keep, case.settings["drop_prob"])
+                         keep, case.settings["drop_prob"], partial(moe, noisy_top_k=noisy_top_k))
     cross_entropy = ops.cross_entropy(out.logits, case.inputs["targets"])
     loss = cross_entropy.mean() + importance_loss(out.importance) + load_loss(out.load)
     return tree.map(stop_gradient, {
@@ -929,4 +930,242 @@ ORACLES = {
     "attention": ({
         "in.source": "S D", "in.target": "R D", "in.cotangent": "S R", "param.u": "D H",
         "param.w": "D H", "param.v": "H"}, attention_oracle),
+}
+
+
+# -- Cases ---------------------------------------------------------------------------------------
+
+def _no_noise(arrays, rng):
+    arrays["in.epsilon"][:] = 0
+
+
+def _zero_start(arrays, rng):
+    """The gate of Appendix A, at zero: the noise alone decides."""
+    arrays["param.gate.w_gate"][:] = 0
+    arrays["param.gate.w_noise"][:] = 0
+
+
+def _ties(arrays, rng):
+    """Experts 1 and 3 are equal, noise and all, and ahead of the others."""
+    arrays["in.x"][:, 0] = 1
+    w_gate, w_noise, epsilon = (arrays[key] for key in (
+        "param.gate.w_gate", "param.gate.w_noise", "in.epsilon"))
+    w_gate[0, 1] += 4
+    for a in (w_gate, w_noise, epsilon):
+        a[:, 3] = a[:, 1]
+
+
+def _all_equal(arrays, rng):
+    """Without noise: all rows choose the first experts."""
+    _zero_start(arrays, rng)
+    _no_noise(arrays, rng)
+
+
+def _starved(arrays, rng):
+    """Nobody comes to expert 1."""
+    arrays["in.x"][:, 0] = 1
+    arrays["param.gate.w_gate"][0, 1] = -16
+
+
+def _all_to_one(arrays, rng):
+    """Expert 1 is everybody's first."""
+    arrays["in.x"][:, 0] = 1
+    arrays["param.gate.w_gate"][0, 1] = 16
+
+
+def _in_turn(arrays, rng):
+    """Rows to experts in turn, each as sure as the next: importance and load are uniform."""
+    _all_equal(arrays, rng)
+    x, w_gate = arrays["in.x"], arrays["param.gate.w_gate"]
+    E = w_gate.shape[1]
+    x[:] = 0
+    for e in range(E):
+        x[e::E, e], x[e::E, (e + 1) % E], w_gate[e, e] = 2, 1, 1
+
+
+def _beyond_256(arrays, rng):
+    """Experts from 256 upwards have the largest logits, by and large."""
+    arrays["param.gate.w_gate"][:, :256] /= 8
+    arrays["param.gate.w_gate"][:, 256:] *= 2
+    arrays["in.epsilon"] /= 8
+
+
+def _absent(*rows):
+    def change(arrays, rng):
+        arrays["in.present"][list(rows)] = False
+    return change
+
+
+def _nobody_present(arrays, rng):
+    arrays["in.present"][:] = False
+
+
+def _group_starved(arrays, rng):
+    """Nobody comes to group 1."""
+    arrays["in.x"][:, 0] = 1
+    arrays["param.primary.w_gate"][0, 1] = -64
+
+
+def _near_uniform_thresholds(arrays, rng):
+    threshold = arrays["param.threshold"]
+    threshold[:] = 1 / len(threshold) + threshold / 16
+
+
+def _equal_rows(arrays, rng):
+    """Three rows alike: a column may be full before the last of them."""
+    _near_uniform_thresholds(arrays, rng)
+    arrays["in.x"][4] = arrays["in.x"][6] = arrays["in.x"][1]
+
+
+def _words(arrays, rng):
+    V = len(arrays["param.embedding.table"])
+    for name in ("words", "targets"):
+        arrays[f"in.{name}"] = rng.integers(V, size=arrays[f"in.{name}"].shape)
+
+
+def _words_and_dropout(arrays, rng):
+    _words(arrays, rng)
+    for name in DropoutKeep._fields:
+        key = f"in.keep.{name}"
+        arrays[key] = rng.random(arrays[key].shape) >= 0.5
+
+
+def _one_expert_unused(arrays, rng):
+    """Expert 1 has no gradient in the first half of the updates."""
+    flow = arrays["in.gradients.w"]
+    flow[:len(flow) // 2, 1] = 0
+
+
+_LAYER = dict(T=16, D=8, E=6, H=5)
+_TWO_LEVELS = dict(T=12, D=6, A=3, B=4, H=4, K=2, k1=2, k2=2)
+_MODEL = dict(S=4, B=3, T=12, V=7, D=6, F=24, E=5, H=4)
+CASES = {
+    "one_choice": ("layer", dict(_LAYER, k=1)),
+    "two_choices": ("layer", dict(_LAYER, k=2), "k2"),
+    "three_choices": ("layer", dict(_LAYER, k=3), "k3"),
+    "exact": ("layer", dict(_LAYER, k=2), "exact, k2"),
+    "exact_one_choice": ("layer", dict(_LAYER, k=1), "exact"),
+    "no_noise": ("layer", dict(_LAYER, k=2), "k2, evaluation", _no_noise),
+    "zero_start": ("layer", dict(_LAYER, k=2), "k2", _zero_start),
+    "ties": ("layer", dict(_LAYER, k=1), "ties", _ties),
+    "ties_of_two_choices": ("layer", dict(_LAYER, k=2), "k2, ties", _ties),
+    "ties_everywhere": ("layer", dict(_LAYER, k=2), "k2, ties, degenerate", _all_equal),
+    "starved": ("layer", dict(_LAYER, k=2), "k2", _starved),
+    "all_to_one": ("layer", dict(_LAYER, k=1), "degenerate", _all_to_one),
+    "balanced": ("layer", dict(_LAYER, T=18, k=1), "degenerate, balanced", _in_turn),
+    "balanced_two_choices": ("layer", dict(_LAYER, T=18, k=2), "k2, degenerate, balanced",
+                             _in_turn),
+    "every_expert": ("layer", dict(_LAYER, k=6), "degenerate, k=E"),
+    "one_expert": ("layer", dict(_LAYER, E=1, k=1), "degenerate, E=1, k=E"),
+    "one_row": ("layer", dict(_LAYER, T=1, k=2), "k2, degenerate, T=1"),
+    "no_row": ("layer", dict(_LAYER, T=0, k=2), "k2, degenerate, T=0"),
+    "wide": ("layer", dict(T=10, D=4, E=288, H=2, k=4), "wide, E>256", _beyond_256),
+
+    "absent_rows": ("layer_padded", dict(_LAYER, k=2), "k2, padding", _absent(0, 3, 4, 9, 15)),
+    "absent_rows_exact": ("layer_padded", dict(_LAYER, k=2), "exact, k2, padding",
+                          _absent(0, 3, 4, 9, 15)),
+    "absent_rows_at_the_end": ("layer_padded", dict(_LAYER, k=1), "padding", _absent(13, 14, 15)),
+    "nobody_present": ("layer_padded", dict(_LAYER, k=2), "k2, padding, degenerate",
+                       _nobody_present),
+    "tensor2tensor": ("layer_tensor2tensor", dict(_LAYER, k=2), "k2"),
+    "tensor2tensor_one_choice": ("layer_tensor2tensor", dict(_LAYER, k=1)),
+    "davidmrau": ("layer_davidmrau", dict(_LAYER, k=2), "k2"),
+    "davidmrau_every_expert": ("layer_davidmrau", dict(_LAYER, k=6), "k=E"),
+
+    "hierarchical": ("hierarchical", dict(_TWO_LEVELS), "k2"),
+    "hierarchical_exact": ("hierarchical", dict(_TWO_LEVELS), "exact, k2"),
+    "hierarchical_one_of_each": ("hierarchical", dict(_TWO_LEVELS, K=1, k1=1, k2=1)),
+    "hierarchical_every_expert": ("hierarchical", dict(_TWO_LEVELS, K=3, k1=3, k2=4),
+                                  "k=E, degenerate"),
+    "hierarchical_group_starved": ("hierarchical", dict(_TWO_LEVELS), "k2, degenerate",
+                                   _group_starved),
+    "hierarchical_one_group": ("hierarchical", dict(_TWO_LEVELS, A=1, K=1, k1=1, k2=2),
+                               "degenerate"),
+    "strictly_balanced": ("strictly_balanced", dict(T=12, D=6, E=4, H=4, k=2), "k2",
+                          _near_uniform_thresholds),
+    "strictly_balanced_rounded_down": ("strictly_balanced", dict(T=11, D=6, E=4, H=4, k=1), "",
+                                       _near_uniform_thresholds),
+    "strictly_balanced_every_expert": ("strictly_balanced", dict(T=8, D=6, E=4, H=4, k=4),
+                                       "k=E, degenerate", _near_uniform_thresholds),
+    "strictly_balanced_equal_rows": ("strictly_balanced", dict(T=8, D=6, E=4, H=4, k=1), "ties",
+                                     _equal_rows),
+    "language_model": ("language_model", dict(_MODEL, k=2, drop_prob=0.0), "k2", _words),
+    "language_model_with_dropout": ("language_model", dict(_MODEL, k=2, drop_prob=0.5), "k2",
+                                    _words_and_dropout),
+    "factored_adam": ("factored_adam", dict(N=6, E=3, D=4, H=3, learning_rate=2**-4, beta2=0.875,
+                                            epsilon=2**-20)),
+    "factored_adam_unused": ("factored_adam", dict(N=6, E=2, D=3, H=4, learning_rate=2**-6,
+                                                   beta2=0.96875, epsilon=2**-10), "",
+                             _one_expert_unused),
+    "attention": ("attention", dict(S=5, R=4, D=6, H=4)),
+    "attention_one_by_one": ("attention", dict(S=1, R=1, D=4, H=3), "degenerate"),
+}
+
+
+# -- Conventions ---------------------------------------------------------------------------------
+# In place of a function of this file, in a copy of it: ``lambda _:`` is given the copy, and its own
+# functions are those above.
+
+def _gating(**parts):
+    return {"noisy_top_k": lambda _: partial(noisy_top_k, **parts)}
+
+
+def _noise_std_vmoe(raw):
+    return 0 * raw + noise_std_vmoe(raw.shape[1])
+
+
+def _held_threshold(noisy, k):
+    return stop_gradient(kth_excluding(noisy, k))
+
+
+def _load_of_rows(clean, raw, epsilon, k):
+    gating = noisy_top_k(clean, raw, epsilon, k)
+    return gating._replace(p=0 * gating.noisy + top_k_mask(gating.noisy, k))
+
+
+def _importance_of_softmax(*settings):
+    out = moe(*settings)
+    return out._replace(importance=importance(ops.softmax(out.gating.clean)))
+
+
+def _scaled_experts(function):
+    def scaled(x, routing, w_in, w_out):
+        return function(x, routing, w_in, math.sqrt(w_out.shape[2] / w_out.shape[1]) * w_out)
+    return lambda _: scaled
+
+
+def _combined_in_log_space(*settings):
+    *_, outputs = expert_intermediates(*settings)
+    return combine_log_space(settings[1].gate, outputs)
+
+
+CONVENTIONS = {
+    "1e-2 is added to the noise's standard deviation, as in tensor2tensor and FastMoE":
+        _gating(noise_std=noise_std_tensor2tensor),
+    "the noise's standard deviation is 1 / E, as in vmoe": _gating(noise_std=_noise_std_vmoe),
+    "the k largest of a softmax over all experts, divided by their sum and 1e-6":
+        _gating(gate_of_top_k=gate_davidmrau),
+    "davidmrau/mixture-of-experts' gating": {
+        "noisy_top_k": lambda _: noisy_top_k_davidmrau,
+        "cv_squared": lambda _: cv_squared_davidmrau},
+    "tensor2tensor's gating": {
+        "noisy_top_k": lambda _: noisy_top_k_tensor2tensor,
+        "cv_squared": lambda _: cv_squared_tensor2tensor},
+    "tensor2tensor's gating in evaluation: no noise, and a standard deviation of 0": {
+        "noisy_top_k": lambda _: noisy_top_k_tensor2tensor_evaluation},
+    "the threshold counts the expert itself, as in vmoe": _gating(threshold=kth_inclusive),
+    "no gradient passes through the threshold": _gating(threshold=_held_threshold),
+    "the load counts rows and has no gradient, as in davidmrau/mixture-of-experts in evaluation": {
+        "noisy_top_k": lambda _: _load_of_rows},
+    "importance is of a softmax over all experts without noise, as in vmoe": {
+        "moe": lambda _: _importance_of_softmax},
+    "1e-10 is added to the squared mean of CV, as in tensor2tensor": {
+        "cv_squared": lambda _: cv_squared_tensor2tensor},
+    "the variance of CV is a sample's, as in davidmrau/mixture-of-experts and FastMoE": {
+        "cv_squared": lambda _: cv_squared_davidmrau},
+    "an expert's second matrix is scaled by sqrt(D / H), as in tensor2tensor": {
+        "expert_feed_forward": _scaled_experts(expert_feed_forward),
+        "expert_intermediates": _scaled_experts(expert_intermediates)},
+    "outputs are combined as log sum G exp E, as in davidmrau/mixture-of-experts before 2024": {
+        "expert_feed_forward": lambda _: _combined_in_log_space},
 }

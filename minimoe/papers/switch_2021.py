@@ -1375,9 +1375,9 @@ def _padded_sentences(arrays, rng):
     arrays["in.target_used"][1, 2:] = False
 
 
-_SIZES = dict(T=16, D=8, E=4, H=8, n_groups=1)
+_SIZES = dict(T=16, D=8, E=4, H=6, n_groups=1)
 _LAYER = dict(_SIZES, k=1)
-_MODEL = dict(B=2, S=5, R=4, V=9, D=8, A=2, W=4, H=8, E=4, N=8)
+_MODEL = dict(B=2, S=5, R=4, V=9, D=8, A=2, W=4, H=6, E=4, N=8)
 CASES = {
     "roomy": ("layer", dict(_LAYER, capacity=16)),
     "overflowing": ("layer", dict(_LAYER, capacity=2), "drops"),
@@ -1434,32 +1434,32 @@ CASES = {
     "no_token_left_behind_with_room": (
         "no_token_left_behind", dict(_SIZES, capacity=16, n_stages=4), ""),
 
-    "exploration": ("exploration", dict(T=16, D=8, E=4, H=8, capacity=16, eps=2**-6, rate=0.5), "",
+    "exploration": ("exploration", dict(T=16, D=8, E=4, H=6, capacity=16, eps=2**-6, rate=0.5), "",
                     _dropout("in.kept")),
     "exploration_far_and_overflowing": (
-        "exploration", dict(T=16, D=8, E=4, H=8, capacity=3, eps=0.5, rate=0.5), "drops",
+        "exploration", dict(T=16, D=8, E=4, H=6, capacity=3, eps=0.5, rate=0.5), "drops",
         _dropout("in.kept")),
-    "expert_dropout": ("expert_dropout", dict(T=16, D=8, E=4, H=8, capacity=16, rate=0.5), "",
+    "expert_dropout": ("expert_dropout", dict(T=16, D=8, E=4, H=6, capacity=16, rate=0.5), "",
                        _dropout("in.kept")),
     "expert_dropout_overflowing": (
-        "expert_dropout", dict(T=16, D=8, E=4, H=8, capacity=3, rate=0.5), "drops",
+        "expert_dropout", dict(T=16, D=8, E=4, H=6, capacity=3, rate=0.5), "drops",
         _dropout("in.kept")),
     "pseudocode": ("pseudocode", dict(_SIZES, capacity=17, eps=2**-6)),
     "pseudocode_overflowing": ("pseudocode", dict(_SIZES, capacity=4, eps=2**-6), "drops"),
     "pseudocode_in_groups": ("pseudocode", dict(_SIZES, capacity=3, eps=0.5, n_groups=4),
                              "groups, drops"),
-    "selective_precision": ("selective_precision", dict(T=16, D=8, E=4, H=8, capacity=16)),
+    "selective_precision": ("selective_precision", dict(T=16, D=8, E=4, H=6, capacity=16)),
     "selective_precision_overflowing": (
-        "selective_precision", dict(T=16, D=8, E=4, H=8, capacity=3), ""),
+        "selective_precision", dict(T=16, D=8, E=4, H=6, capacity=3), ""),
     "selective_precision_near_ties": (
-        "selective_precision", dict(T=16, D=8, E=4, H=8, capacity=16), "near ties", _near_twins),
+        "selective_precision", dict(T=16, D=8, E=4, H=6, capacity=16), "near ties", _near_twins),
     "attention": ("attention", dict(B=2, S=6, D=8, E=4, A=2, W=4, H=8, capacity=12)),
     "attention_overflowing": ("attention", dict(B=2, S=6, D=8, E=4, A=2, W=4, H=8, capacity=2),
                               "drops"),
     "distillation": ("distillation", dict(T=8, V=6, of_teacher=0.25), "", _label_and_teacher),
     "teacher_alone": ("distillation", dict(T=8, V=6, of_teacher=1.0), "", _label_and_teacher),
-    "transformers": ("transformers", dict(B=2, S=8, D=8, E=4, H=8, L=1, capacity=8)),
-    "transformers_overflowing": ("transformers", dict(B=2, S=8, D=8, E=4, H=8, L=2, capacity=2),
+    "transformers": ("transformers", dict(B=2, S=8, D=8, E=4, H=6, L=1, capacity=8)),
+    "transformers_overflowing": ("transformers", dict(B=2, S=8, D=8, E=4, H=6, L=2, capacity=2),
                                  "drops"),
     "deepspeed": ("deepspeed", dict(T=16, E=4, capacity_factor=4.0, at_least=4)),
     "deepspeed_overflowing": ("deepspeed", dict(T=16, E=4, capacity_factor=0.5, at_least=2),
