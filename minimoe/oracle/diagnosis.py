@@ -4,13 +4,22 @@ A variant of the paper explains a difference where the numbers given are the var
 paper's. It is named where it explains the first of the differences on its branch of the
 computation and is contradicted by nothing that was given.
 """
+import hashlib
+import re
+from collections import OrderedDict
 from typing import NamedTuple
 
 import numpy as np
 
+from minimoe import tree
+from minimoe.autodiff.tensor import stop_gradient
 from minimoe.oracle import tolerances
-from minimoe.oracle.trace import follows, of_variant
+from minimoe.oracle.kinds import module_of
+from minimoe.oracle.trace import follows, known_as, of_variant
 from minimoe.oracle.variants import Variant, conventions
+
+KEPT = 512        # traces of variants, so that a report that is asked twice is not computed twice
+MISFIT = re.compile(r"(\S+): needs shape .*; got (\(.*\))$")
 
 
 class Match(NamedTuple):
@@ -47,10 +56,12 @@ def _kind(case):
 
 
 def _matches(report, variants):
-    if not _differing(report):
+    misfits = _misfits(report)
+    if not _differing(report) and not misfits:
         return []
-    found = [match for match in (_match(report, variant) for variant in variants) if match]
-    return sorted(found, key=lambda match: (not match.whole, -len(match.explains)))
+    given = _digest(report.run)
+    found = [_match(report, variant, misfits, given) for variant in variants]
+    return sorted(filter(None, found), key=lambda match: (not match.whole, -len(match.explains)))
 
 
 def _differing(report):
@@ -58,21 +69,30 @@ def _differing(report):
             if finding.status in ("differs", "follows", "unusable")]
 
 
-def _match(report, variant):
+def _misfits(report):
+    """The shapes of what was given in another shape than the paper's, by the trace's names."""
+    found = filter(None, map(MISFIT.match, report.problems))
+    return {known_as(match[1], report.want): match[2] for match in found}
+
+
+def _match(report, variant, misfits, given):
     """A Match, or None."""
-    try:
-        other = of_variant(variant, report.case, report.run)
-    except Exception:      # a variant that this case's sizes do not allow
+    other = _trace(report, variant, given)
+    if other is None:
         return None
     explains, left = [], []
     for finding in report.findings:
         got, want, varied = (traces.get(finding.name) for traces in (
             report.got, report.want, other))
+        if finding.name in misfits:
+            same = varied is not None and misfits[finding.name] == str(varied.shape)
+            (explains if same else left).append(finding.name)
+            continue
         if got is None or finding.status == "undetermined":
             continue
         if varied is None or varied.shape != want.shape:
             return None
-        same = _close(finding, got, varied, report.dtype)
+        same = _close(finding, got, want, varied, report.dtype)
         if finding.status == "agrees":
             if not same:
                 return None            # contradicted: the paper's numbers are here
@@ -91,12 +111,50 @@ def _before(report, name, other):
     return names.index(name) < names.index(other)
 
 
-def _close(finding, got, varied, dtype):
+def _close(finding, got, want, varied, dtype):
     if varied.dtype.kind != "f":
         return bool((got == varied).all())
-    c = finding.tolerance if finding.tolerance else tolerances.LEAST
-    bound = max(c, tolerances.LEAST) * tolerances.EPS[dtype] * tolerances.scale(varied)
+    scale = max(tolerances.scale(varied), tolerances.scale(want))    # what cancels may leave dust
+    bound = max(finding.tolerance or 0, tolerances.LEAST) * tolerances.EPS[dtype] * scale
     return bool((tolerances.errors(got, varied) <= bound).all())
+
+
+# -- Traces of variants --------------------------------------------------------------------------
+
+_traces = OrderedDict()      # None for a variant that a case's sizes do not allow
+
+
+def _trace(report, variant, given):
+    """A variant's trace of what went in, without gradients where none were given; or None."""
+    gradients = any("grad." in name for name in report.got)
+    key = (report.case.paper, report.case.kind, given, gradients,
+           *map(id, (variant.replaces, variant.alters, variant.changes)))
+    if key not in _traces:
+        _traces[key] = variant, _computed(report, variant, gradients)   # the ids stay its own
+        if len(_traces) > KEPT:
+            _traces.popitem(last=False)
+    return _traces[key][1]
+
+
+def _computed(report, variant, gradients):
+    if not gradients and hasattr(module_of(report.case.paper), "grad"):
+        variant = variant._replace(replaces={**variant.replaces, "grad": lambda paper: _no_grad})
+    try:
+        return of_variant(variant, report.case, report.run)
+    except Exception:      # whatever a function that is wrong, and sizes that do not suit it, raise
+        return None
+
+
+def _no_grad(loss, params):
+    return tree.map(lambda p: 0 * stop_gradient(p), params)
+
+
+def _digest(run):
+    digest = hashlib.sha256(repr(run.settings).encode())
+    for name, array in {**run.inputs, **run.params}.items():
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.digest()
 
 
 # -- Scales --------------------------------------------------------------------------------------
@@ -119,7 +177,7 @@ def _scales(report):
 
 def _is_scaled(report, finding, factor):
     got, want = report.got[finding.name], report.want[finding.name]
-    return want.dtype.kind == "f" and _close(finding, got, want * factor, report.dtype)
+    return want.dtype.kind == "f" and _close(finding, got, want, want * factor, report.dtype)
 
 
 def _factors(case):

@@ -4,11 +4,15 @@ A variant is a function that stands in for one of the paper's own. It is looked 
 of the paper's module, so that every function of the paper that calls it sees the variant, and
 nobody else does: the paper itself is never changed.
 """
+import builtins
 import functools
 from types import FunctionType, ModuleType
 from typing import Callable, NamedTuple
 
 from minimoe.oracle.kinds import module_of
+
+
+PLAIN = {str, int, float, bool, type(None), type, ModuleType}     # with nothing in it to replace
 
 
 class Variant(NamedTuple):
@@ -23,6 +27,21 @@ class Variant(NamedTuple):
 
     def __str__(self):
         return f"{self.name}: {self.title}" if self.name else self.title
+
+
+def bug(name, title, reported, *forms):
+    """A known bug as it looks in each of several papers. -> list of Variant
+
+    ``reported`` is where it was, separated by commas; ``forms`` are of ``form``.
+    """
+    reported = tuple(place.strip() for place in reported.split(","))
+    return [Variant(name, title, kinds, replaces, reported, alters, changes)
+            for kinds, replaces, alters, changes in forms]
+
+
+def form(kinds, alters=None, changes=None, **replaces):
+    """A bug in some kinds of run of one paper: what is replaced there, or goes in or comes out."""
+    return (kinds,) if isinstance(kinds, str) else tuple(kinds), replaces, alters, changes
 
 
 def private_copy(paper, replaces):
@@ -42,13 +61,15 @@ def private_copy(paper, replaces):
     made = {}                        # of each object that was copied, by its id: the copy
 
     def copied(value):
+        if type(value) in PLAIN:
+            return value
         if id(value) not in made:
             made[id(value)] = _copied(value, original, vars(copy), copied)
         return made[id(value)]
 
     def fill(module):
         vars(module).update({name: copied(value) for name, value in original.items()
-                             if not name.startswith("__")})
+                             if not name.startswith("__")}, __builtins__=builtins)
 
     fill(before)
     stand_ins = {id(original[name]): (_function(original[other], vars(before), copied)
