@@ -22,7 +22,8 @@ many of them as one batch: w [..., D, H], v [..., N, D].
 Where sources part, the text is the default:
 
     hidden statistics    probabilities in both phases, states only to make the reconstruction, as in
-                         Hinton's own programs; Eq. (7.4) as printed has states: not built
+                         Hinton's own programs; programs that take the data's states:
+                         positive_hidden_states; Eq. (7.4) as printed has states in both: not built
     reconstruction       of binary data, sampled: rbm_gibbs; of grey images, probabilities, Eq.
                          (9.1): mean_field_reconstruction
     uniform of unigauss  its density is 1 / A everywhere, so that a Gaussian may leave the box; a
@@ -280,8 +281,23 @@ def _moments(v, h, q=None):
     return RBMParams(weighted.swapaxes(-1, -2) @ h, (q @ v)[..., 0, :], (q @ h)[..., 0, :])
 
 
+class GibbsStep(NamedTuple):
+    hidden_probs: Tensor    # [N, H]   p(h | v) of the v before
+    h: Tensor               # [N, H]   states
+    visible_probs: Tensor   # [N, D]   p(v | h)
+    v: Tensor               # [N, D]   states
+
+
+def gibbs_step(params, v, u_hidden, u_visible):
+    """Hidden given visible, visible given hidden. Section 7 [N, D], [N, H], [N, D] -> GibbsStep"""
+    hidden = hidden_probs(params, v)                                   # [N, H]
+    h = _sampled(hidden, u_hidden)
+    visible = visible_probs(params, h)                                 # [N, D]
+    return GibbsStep(hidden, h, visible, _sampled(visible, u_visible))
+
+
 def rbm_gibbs(params, v, u_hidden, u_visible):
-    """v after k steps of Gibbs sampling: hidden given visible, visible given hidden. Section 7
+    """v after k steps of Gibbs sampling. Section 7
 
     Draws uniform on [0, 1). The first hidden states may come from grey values as well as from
     states. ValueError for no data, no step, values outside [0, 1], and draws of another shape.
@@ -290,9 +306,33 @@ def rbm_gibbs(params, v, u_hidden, u_visible):
     _check_steps("rbm_gibbs", u_hidden, u_visible)
     _check_values("rbm_gibbs", v)
     for u_h, u_v in zip(u_hidden, u_visible):
-        h = _sampled(hidden_probs(params, v), u_h)                     # [N, H]
-        v = _sampled(visible_probs(params, h), u_v)                    # [N, D]
+        v = gibbs_step(params, v, u_h, u_v).v
     return v
+
+
+def rbm_contrastive_gradient(params, data, steps):
+    """Eq. (3.6) of a machine, from the ``GibbsStep``s that made the reconstruction. Eq. (7.4)
+
+    ``contrastive_gradient`` of ``rbm_statistics``, its two phases apart. [N, D] -> RBMParams
+    """
+    return tree.map(lambda up, down: up - down,
+                    _moments(data, positive_hidden(params, data, steps)),
+                    _moments(steps[-1].v, negative_hidden(params, steps)))
+
+
+def positive_hidden(params, data, steps):
+    """What <v_i h_j> over the data is made of: probabilities. [N, D] -> [N, H]"""
+    return hidden_probs(params, data)
+
+
+def positive_hidden_states(params, data, steps):
+    """The states that the first step drew: the same average over draws, with more noise."""
+    return steps[0].h
+
+
+def negative_hidden(params, steps):
+    """Over reconstructions: p(h | v_k) of the last v itself, not of the one it was made from."""
+    return hidden_probs(params, steps[-1].v)
 
 
 def mean_field_reconstruction(params, v, u_hidden):
@@ -521,24 +561,32 @@ def unigauss_oracle(case):
 
 
 def rbm_oracle(case):
-    """CD-k, its mean-field form and persistent chains; the loss has the gradient -CD-k."""
+    """CD-k step by step, its mean-field form, persistent chains; the loss's gradient is -CD-k."""
     v, u_hidden, u_visible = (case.inputs[name] for name in ("v", "u_hidden", "u_visible"))
     params = RBMParams(**case.params)
     tensors = tree.map(Tensor, params)
-    reconstruction = rbm_gibbs(params, v, u_hidden, u_visible)
+    steps, state = [], v
+    for draws in zip(u_hidden, u_visible):
+        steps.append(gibbs_step(params, state, *draws))
+        state = steps[-1].v
+    positive, negative = positive_hidden(params, v, steps), negative_hidden(params, steps)
     mean_field = mean_field_reconstruction(params, v, u_hidden[0])
     persistent, h = persistent_gradient(params, v, *(
         case.inputs[f"chains.{name}"] for name in ("h", "u_visible", "u_hidden")))
-    loss = contrastive_divergence_loss(free_energy, tensors, v, reconstruction)
+    loss = contrastive_divergence_loss(free_energy, tensors, v, state)
     return tree.map(stop_gradient, {
-        "reconstruction": reconstruction, "h": h, "hidden_probs": hidden_probs(params, v),
-        "mean_field": mean_field, "free_energy": free_energy(params, v),
-        "contrastive_gradient": contrastive_gradient(rbm_statistics, params, v,
-                                                     reconstruction)._asdict(),
+        "steps": [step._asdict() for step in steps],
+        "reconstruction": rbm_gibbs(params, v, u_hidden, u_visible),
+        "positive_hidden": positive, "negative_hidden": negative,
+        "positive": _moments(v, positive)._asdict(),
+        "negative": _moments(state, negative)._asdict(),
+        "contrastive_gradient": rbm_contrastive_gradient(params, v, steps)._asdict(),
+        "mean_field": mean_field,
         "mean_field_gradient": contrastive_gradient(rbm_statistics, params, v,
                                                     mean_field)._asdict(),
-        "persistent_gradient": persistent._asdict(),
-        "loss": loss, "grad": grad(loss, tensors)._asdict()})
+        "h": h, "persistent_gradient": persistent._asdict(),
+        "free_energy": free_energy(params, v), "loss": loss,
+        "grad": {"loss": grad(loss, tensors)._asdict()}})
 
 
 def scikit_learn_oracle(case):
@@ -568,7 +616,8 @@ def enumeration_oracle(case):
         "reconstructed": reconstructed(tensors, q, k),
         "exact_gradient": exact_gradient(tensors, q)._asdict(),
         "expected_contrastive_gradient": expected_contrastive_gradient(tensors, q, k)._asdict(),
-        "contrastive_divergence": divergence, "grad": grad(divergence, tensors)._asdict()})
+        "contrastive_divergence": divergence,
+        "grad": {"contrastive_divergence": grad(divergence, tensors)._asdict()}})
 
 
 def annealing_oracle(case):
@@ -596,4 +645,160 @@ ORACLES = {
     "annealing": ({
         "in.base": "D", "in.betas": "B", "in.u_start": "R D", "in.u_hidden": "T R H",
         "in.u_visible": "T R D", **RBM}, annealing_oracle),
+}
+
+
+# -- Cases and conventions -----------------------------------------------------------------------
+
+def _clear(u, p):
+    """Draws below p and above it as these are, but so far from it that rounding moves no state."""
+    return ops.where(u.clip(1 / 256, None) < p, p / 2, ((1 + p) / 2).clip(None, 255 / 256))
+
+
+def _opinions(sharpness=1.0):
+    """Weights that sum to 1, one of them 0 perhaps; log p of this size."""
+    def draw(arrays, rng):
+        M = len(arrays["in.weights"])
+        arrays["in.weights"] = rng.multinomial(64, [1 / M] * M) / 64
+        arrays["in.log_p"] *= sharpness
+
+    return draw
+
+
+def _veto(arrays, rng):
+    """The first expert all but excludes a state; the last, whose weight is 0, excludes another."""
+    arrays["in.log_p"][0, 0] = -2**14
+    arrays["in.log_p"][-1, 1] = -2**14
+    arrays["in.weights"][:] = 0.5, 0.5, 0
+
+
+def _gaussians(log_tau, logit_pi=0.0):
+    """Data near the experts' means; every expert clear about whether its Gaussian is used."""
+    def draw(arrays, rng):
+        mu = arrays["param.mu"] = rng.integers(256, size=arrays["param.mu"].shape) / 256
+        arrays["param.log_tau"] = log_tau + 0.5 * arrays["param.log_tau"]
+        arrays["param.logit_pi"] += logit_pi
+        spread = math.exp(-log_tau / 2)
+        arrays["in.x"] = (mu[rng.integers(len(mu), size=len(arrays["in.x"]))]
+                          + spread * arrays["in.x"])
+        params = UnigaussParams(*(arrays[f"param.{name}"] for name in UnigaussParams._fields))
+        x, draws = arrays["in.x"], [arrays[f"in.{name}"] for name in (
+            "u_choice", "epsilon", "u_box")]
+        for k, u in enumerate(draws[0]):
+            u[:] = _clear(u, unigauss_responsibilities(params, x))
+            x = unigauss_gibbs(params, x, *(a[k:k + 1] for a in draws))
+
+    return draw
+
+
+def _machine(scale=1.0, grey=False):
+    """States of 0 and 1, or grey data; every draw of every step clear of its probability."""
+    def draw(arrays, rng):
+        v, h = arrays["in.v"], arrays["in.chains.h"]
+        v[:] = rng.integers(256, size=v.shape) / 255 if grey else rng.integers(2, size=v.shape)
+        h[:] = rng.integers(2, size=h.shape)
+        arrays["param.w"] *= scale
+        params = RBMParams(*(arrays[f"param.{name}"] for name in RBMParams._fields))
+        N, D = v.shape
+        for u_h, u_v in zip(*(arrays[f"in.{name}"].reshape(-1, N, width) for name, width in (
+                ("u_hidden", h.shape[1]), ("u_visible", D)))):
+            u_h[:] = _clear(u_h, hidden_probs(params, v))
+            u_v[:] = _clear(u_v, gibbs_step(params, v, u_h, u_v).visible_probs)
+            v = gibbs_step(params, v, u_h, u_v).v
+        u_v, u_h = arrays["in.chains.u_visible"], arrays["in.chains.u_hidden"]
+        u_v[:] = _clear(u_v, visible_probs(params, h))
+        u_h[:] = _clear(u_h, hidden_probs(params, _sampled(visible_probs(params, h), u_v)))
+
+    return draw
+
+
+def _scored(scale=1.0):
+    """And one unit of each datum to flip, as scikit-learn's pseudo-likelihood has it."""
+    def draw(arrays, rng):
+        _machine(scale)(arrays, rng)
+        flipped = arrays["in.flipped"]
+        flipped[:] = False
+        flipped[range(len(flipped)), rng.integers(flipped.shape[1], size=len(flipped))] = True
+
+    return draw
+
+
+def _seen(n_data, scale=1.0):
+    """q as it is seen in so many data."""
+    def draw(arrays, rng):
+        C = len(arrays["in.q"])
+        arrays["in.q"] = rng.multinomial(n_data, [1 / C] * C) / n_data
+        arrays["param.w"] *= scale
+
+    return draw
+
+
+def _rising(arrays, rng):
+    T = len(arrays["in.u_hidden"])
+    arrays["in.betas"] = [0, *sorted(rng.integers(1, 64, size=T).tolist()), 64] + 0 * arrays[
+        "in.betas"]
+    arrays["in.betas"] /= 64
+
+
+CASES = {
+    "three_opinions": ("product", dict(M=3, C=5), "", _opinions()),
+    "one_opinion": ("product", dict(M=1, C=4), "degenerate, one expert", _opinions()),
+    "one_state": ("product", dict(M=3, C=1), "degenerate", _opinions()),
+    "sharp_opinions": ("product", dict(M=8, C=6), "extreme", _opinions(sharpness=64.0)),
+    "veto": ("product", dict(M=3, C=5), "extreme", _veto),
+    "unigauss_one_step": ("unigauss", dict(N=8, D=2, M=4, K=1, rate=0.5), "", _gaussians(3.0)),
+    "unigauss_three_steps": ("unigauss", dict(N=6, D=3, M=5, K=3, rate=0.5), "", _gaussians(2.0)),
+    "unigauss_one_datum": ("unigauss", dict(N=1, D=1, M=1, K=1, rate=1.0),
+                           "degenerate, one expert, one datum", _gaussians(1.0)),
+    "unigauss_mostly_flat": ("unigauss", dict(N=8, D=2, M=2, K=2, rate=0.5), "extreme",
+                             _gaussians(1.0, logit_pi=-4.0)),
+    "unigauss_held": ("unigauss", dict(N=8, D=1, M=4, K=2, rate=0.5), "extreme",
+                      _gaussians(10.0, logit_pi=2.0)),
+    "cd_one_step": ("rbm", dict(N=8, D=6, H=4, K=1, R=3), "", _machine()),
+    "cd_four_steps": ("rbm", dict(N=6, D=3, H=6, K=4, R=8), "", _machine()),
+    "cd_dyadic": ("rbm", dict(N=8, D=6, H=4, K=1, R=4), "exact", _machine()),
+    "cd_grey": ("rbm", dict(N=6, D=5, H=4, K=1, R=2), "", _machine(grey=True)),
+    "cd_one_datum": ("rbm", dict(N=1, D=4, H=3, K=1, R=1), "degenerate, one datum", _machine()),
+    "cd_one_unit": ("rbm", dict(N=4, D=3, H=1, K=2, R=2), "degenerate", _machine()),
+    "cd_large_weights": ("rbm", dict(N=6, D=8, H=4, K=2, R=6), "extreme", _machine(64.0)),
+    "scikit_learn_batch": ("scikit_learn", dict(N=6, D=5, H=4, R=6, learning_rate=0.25), "",
+                           _scored()),
+    "scikit_learn_one_datum": ("scikit_learn", dict(N=1, D=4, H=3, R=1, learning_rate=0.5),
+                               "degenerate, one datum", _scored()),
+    "scikit_learn_large_weights": ("scikit_learn", dict(N=4, D=8, H=3, R=4, learning_rate=0.25),
+                                   "extreme", _scored(64.0)),
+    "all_states_one_step": ("enumeration", dict(D=4, H=3, C=16, k=1), "", _seen(256)),
+    "all_states_three_steps": ("enumeration", dict(D=3, H=4, C=8, k=3), "", _seen(256)),
+    "few_states_seen": ("enumeration", dict(D=4, H=2, C=16, k=2), "degenerate", _seen(4)),
+    "one_unit_a_side": ("enumeration", dict(D=1, H=1, C=2, k=1), "degenerate", _seen(256, 4.0)),
+    "all_states_large_weights": ("enumeration", dict(D=4, H=3, C=16, k=1), "extreme",
+                                 _seen(256, 8.0)),
+    "annealed": ("annealing", dict(D=5, H=4, R=6, T=8, B=10), "", _rising),
+    "annealed_in_one_step": ("annealing", dict(D=4, H=3, R=4, T=1, B=3), "", _rising),
+    "annealed_at_once": ("annealing", dict(D=4, H=3, R=4, T=0, B=2), "degenerate", _rising),
+    "annealed_one_chain": ("annealing", dict(D=4, H=3, R=1, T=6, B=8), "degenerate", _rising),
+}
+
+
+def _plain_update(paper):
+    def update(params, data, reconstruction, rate=1.0):
+        up = paper.contrastive_gradient(paper.unigauss_statistics, params, data, reconstruction)
+        return tree.map(lambda p, g: p + rate * g, params, up)
+    return update
+
+
+def _visible_by_probabilities(paper):
+    step = paper.gibbs_step
+
+    def of_probabilities(*given):
+        found = step(*given)
+        return found._replace(v=found.visible_probs)
+    return of_probabilities
+
+
+CONVENTIONS = {
+    "the data's hidden units by their states": {"positive_hidden": "positive_hidden_states"},
+    "visible units by their probabilities, as for grey images, Eq. (9.1)":
+        {"gibbs_step": _visible_by_probabilities},
+    "a unigauss expert's step is the gradient as it is": {"unigauss_update": _plain_update},
 }

@@ -169,6 +169,12 @@ def difference(name, data, reconstruction, params):
     return value(), gradients(name, value, params)
 
 
+def averages(name, v, h):
+    """Of v_i h_j, v_i and h_j, datum by datum."""
+    return {f"{name}.w": sum(torch.outer(*pair) for pair in zip(v, h)) / len(v),
+            f"{name}.a": sum(v) / len(v), f"{name}.b": sum(h) / len(h)}
+
+
 def persistent(params, chains):
     """Visible states that the chains reconstruct, and the hidden states that follow."""
     v = [below(u, probs_of_visible(h, **params)) for h, u in zip(chains["h"], chains["u_visible"])]
@@ -183,30 +189,35 @@ def record_rbm(case, seed, N, D, H, K, R, scale=1.0, grey=False):
     chains = {"h": coins(rng, R, H), "u_visible": uniform(rng, R, D),
               "u_hidden": uniform(rng, R, H)}
 
-    reconstruction, mean_field = [], []
-    for n in range(N):
-        state = v[n]
-        for k in range(K):
-            h = below(u_hidden[k, n], probs_of_hidden(state, **params))
-            probs = probs_of_visible(h, **params)
-            state = below(u_visible[k, n], probs)
-            if k == 0:
-                mean_field.append(probs)
-        reconstruction.append(state)
+    steps, state = [], v
+    for k in range(K):
+        step = {"hidden_probs": [probs_of_hidden(state[n], **params) for n in range(N)]}
+        step["h"] = [below(u_hidden[k, n], step["hidden_probs"][n]) for n in range(N)]
+        step["visible_probs"] = [probs_of_visible(step["h"][n], **params) for n in range(N)]
+        step["v"] = [below(u_visible[k, n], step["visible_probs"][n]) for n in range(N)]
+        steps.append(step)
+        state = step["v"]
+    reconstruction, mean_field = state, steps[0]["visible_probs"]
+    positive, negative = ([probs_of_hidden(v_n, **params) for v_n in side]
+                          for side in (v, reconstruction))
     fantasies, h = persistent(params, chains)
     loss, contrastive = difference("contrastive_gradient", v, reconstruction, params)
     save(f"{PAPER}/rbm/{case}", seed=seed,
          source=source("Section 7, Eqs. (3.6), (7.4) and (9.1); Tieleman 2008"),
          **{"in": {"v": v, "u_hidden": u_hidden, "u_visible": u_visible,
                    **{f"chains.{name}": value for name, value in chains.items()}}}, param=params,
-         out={"reconstruction": torch.stack(reconstruction), "h": h,
-              "hidden_probs": torch.stack([probs_of_hidden(v_n, **params) for v_n in v]),
+         out={**{f"steps.{k}.{name}": torch.stack(value) for k, step in enumerate(steps)
+                 for name, value in step.items()},
+              "reconstruction": torch.stack(reconstruction), "h": h,
+              "positive_hidden": torch.stack(positive), "negative_hidden": torch.stack(negative),
+              **averages("positive", v, positive),
+              **averages("negative", reconstruction, negative),
               "mean_field": torch.stack(mean_field),
               "free_energy": torch.stack([-log_unnormalized(v_n, **params) for v_n in v]),
               **contrastive,
               **difference("mean_field_gradient", v, mean_field, params)[1],
               **difference("persistent_gradient", v, fantasies, params)[1],
-              "loss": -loss, **{key.replace("contrastive_gradient", "grad"): -g
+              "loss": -loss, **{key.replace("contrastive_gradient", "grad.loss"): -g
                                 for key, g in contrastive.items()}})
 
 
@@ -334,7 +345,8 @@ def record_enumeration(case, seed, D, H, k, scale=1.0, data=None):
               "expert_log_probs": torch.stack(experts, dim=1), "reconstructed": q_k,
               **gradients("exact_gradient", likelihood, params),
               **gradients("expected_contrastive_gradient", direction, params),
-              "contrastive_divergence": divergence(), **gradients("grad", divergence, params)})
+              "contrastive_divergence": divergence(),
+              **gradients("grad.contrastive_divergence", divergence, params)})
 
 
 # -- Annealed importance sampling ----------------------------------------------------------------

@@ -180,6 +180,11 @@ def test_gibbs_by_hand(two_by_two, move):
     assert to_numpy(paper.rbm_gibbs(two_by_two, v, u_hidden, u_visible)).tolist() == [[1, 0]] * 2
     close(paper.mean_field_reconstruction(two_by_two, v, u_hidden[0]), [
         [logistic(1.1), logistic(0.3)], [logistic(-0.9), logistic(1.8)]])
+    step = paper.gibbs_step(two_by_two, v, u_hidden[0], u_visible[0])
+    close(step.hidden_probs, [p, p])
+    assert to_numpy(step.h).tolist() == [[1, 0], [0, 1]]
+    close(step.visible_probs, paper.visible_probs(two_by_two, step.h))
+    assert to_numpy(step.v).tolist() == [[1, 0]] * 2
 
 
 def test_the_negative_phase_is_of_the_reconstruction(two_by_two, move):
@@ -190,6 +195,24 @@ def test_the_negative_phase_is_of_the_reconstruction(two_by_two, move):
     close(found.w, ops.stack([logistic[:2], -logistic[2:]]))
     close(found.a, [1.0, -1.0])
     close(found.b, logistic[:2] - logistic[2:])
+    step = paper.gibbs_step(two_by_two, v, move(np.array([[0.9, 0.1]])), move(np.array(
+        [[0.99, 0.0]])))
+    assert [to_numpy(a).tolist() for a in (step.h, step.v)] == [[[0, 1]], [[0, 1]]]
+    all_close(paper.rbm_contrastive_gradient(two_by_two, v, [step]), found)
+    close(paper.negative_hidden(two_by_two, [step]), logistic[2:][None])
+    # the data's hidden units by the states that were drawn
+    close(paper.positive_hidden_states(two_by_two, v, [step]), [[0.0, 1.0]])
+
+
+def test_the_phases_of_a_machine_are_those_of_any_expert(machine, uniform):
+    params, v = machine(5, 4), uniform(6, 5)
+    u_hidden, u_visible = uniform(2, 6, 4), uniform(2, 6, 5)
+    steps = [paper.gibbs_step(params, v, u_hidden[0], u_visible[0])]
+    steps.append(paper.gibbs_step(params, steps[0].v, u_hidden[1], u_visible[1]))
+    reconstruction = paper.rbm_gibbs(params, v, u_hidden, u_visible)
+    assert (to_numpy(steps[1].v) == to_numpy(reconstruction)).all()
+    all_close(paper.rbm_contrastive_gradient(params, v, steps),
+              paper.contrastive_gradient(paper.rbm_statistics, params, v, reconstruction))
 
 
 # -- Gradients -----------------------------------------------------------------------------------
