@@ -187,15 +187,18 @@ def _permute_experts(under_test):
     E = under_test.case.sizes.get("E")
     if E is None:
         raise Untold("this kind of run has no experts, letter E")
-    order = np.random.default_rng(1).permutation(E)
+    order = np.roll(np.arange(E), 1)
     before = under_test.outputs(run)
     after = under_test.outputs(under_test.along(run, "E", lambda a, axis: a.take(order, axis)))
     rank = np.argsort(order)
+    n_chosen = next((array.shape[-1] for name, array in before.items()
+                     if _last(name) == "expert_index"), None)
 
     def renumbered(name, array):
         if _last(name) == "expert_index":
             return rank[array]
-        if _last(name) in OF_EXPERTS and array.ndim and array.shape[-1] == E:
+        dense = _last(name) == "gate" and n_chosen != E     # a gate [T, E], not [T, K]
+        if (dense or _last(name) in OF_EXPERTS) and array.ndim and array.shape[-1] == E:
             return array.take(order, -1)
         return array
     _compare(under_test, before, after, (*OF_TOKENS, *OF_EXPERTS, *OF_THE_BATCH), renumbered,
@@ -259,16 +262,22 @@ def _spare(under_test):
     larger = run._replace(settings={**run.settings, "capacity": 2 * run.settings["capacity"]})
     after = under_test.outputs(larger)
     for name, array in before.items():
-        if _last(name) == "keep" and not array[_used(run, array)].all():
+        if _last(name) == "keep" and not array[_owed(run, array)].all():
             raise Broken(f"{name} turns tokens away although every choice has a slot")
     _compare(under_test, before, after, (*OF_TOKENS, *OF_THE_BATCH), lambda name, array: array,
              "when there are slots to spare")
 
 
-def _used(run, array):
-    used = run.inputs.get("used")
-    return np.ones(array.shape, bool) if used is None else np.broadcast_to(
-        used.reshape(-1, 1), array.shape)
+def _owed(run, keep):
+    """Which choices are to be kept where there is a slot for all: not padding's, and not a second
+    choice that a draw decides on. [T, K] bool
+    """
+    owed = np.ones(keep.shape, bool)
+    if "used" in run.inputs:
+        owed &= run.inputs["used"].reshape(-1, 1)
+    if "u" in run.inputs:
+        owed[:, 1:] = False
+    return owed
 
 
 def _dense(under_test):

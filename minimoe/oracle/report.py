@@ -12,7 +12,6 @@ from minimoe.oracle.variants import private_copy
 
 AGREES, DIFFERS, FOLLOWS, UNDETERMINED, UNUSABLE, NOT_GIVEN = (
     "agrees", "differs", "follows", "undetermined", "unusable", "not given")
-DECISION = "expert_index"
 
 
 class Finding(NamedTuple):
@@ -225,58 +224,74 @@ def _finding(name, got, want, tolerance, dtype):
 # -- Decisions -----------------------------------------------------------------------------------
 
 def _with_decisions(case, run, got, want, dtype):
-    """The trace to compare with, where the router's choices are within rounding of each other.
+    """The trace to compare with, where a decision's scores are within rounding of each other.
 
-    Choices that differ only there are taken for the user's right, and the paper is computed again
+    Decisions that differ only there are taken for the user's right, and the paper is computed again
     with them. -> trace, notes, {name of a decision: why what follows from it cannot be judged}
     """
-    notes, loose = [], {}
-    for name in [name for name in want if name.rpartition(".")[2] == DECISION]:
-        prefix = name.removesuffix(DECISION)
-        margin = want.get(prefix + "margin")
-        if margin is None:
-            continue
-        scores = next((want[prefix + score] for score in ("noisy", "logits", "clean", "gates")
-                       if prefix + score in want), margin)
-        close = (margin < tolerances.margin_of_noise(scores, dtype)).any(axis=-1)
-        if not close.any():
-            continue
+    notes, loose, taken = [], {}, {}
+    for name, close in list(_close(run, want, dtype)):
+        share = f"{close.sum()} of {close.size} tokens decide within rounding of a tie"
         chosen = got.get(name)
-        share = f"{close.sum()} of {close.size} tokens choose within rounding of a tie"
         if chosen is None:
             loose[name] = f"{share}; give {name} to be judged"
-        elif (chosen != want[name]).any():
-            moved = (chosen != want[name]).any(axis=-1)
-            if (moved <= close).all():
-                forced = _forced(case, run, want[name], chosen)
-                if forced is None:
-                    loose[name] = f"{share}, and {moved.sum()} choose otherwise than the paper"
-                else:
-                    want = forced
-                    notes.append(f"{name}: {share}; {moved.sum()} choose otherwise than the paper, "
-                                 "which is computed again with these choices")
+            notes.append(f"{name}: {loose[name]}")
+            continue
+        moved = (chosen != want[name]).reshape(*close.shape, -1).any(axis=-1)
+        if moved.any() and (moved <= close).all():
+            taken[name] = chosen
+            forced = _forced(case, run, want, taken)
+            if forced is None:
+                loose[name] = f"{share}, and {moved.sum()} decide otherwise than the paper"
+                notes.append(f"{name}: {loose[name]}")
+            else:
+                want = forced
+                notes.append(f"{name}: {share}; {moved.sum()} decide otherwise than the paper, "
+                             "which is computed again with these decisions")
     return want, notes, loose
 
 
-def _forced(case, run, expert, chosen):
-    """The trace with a user's choices in place of the paper's, or None where that cannot be."""
-    flat = chosen.reshape(-1, chosen.shape[-1])
+def _close(run, want, dtype):
+    """Name of each decision that has some within rounding, and which those are. [T] bool"""
+    for name in want:
+        prefix, _, last = name.rpartition(".")
+        beside = f"{prefix}." if prefix else ""
+        if last == "expert_index" and beside + "margin" in want:
+            margin = want[beside + "margin"]
+            scores = next((want[beside + score] for score in ("noisy", "logits", "clean", "gates")
+                           if beside + score in want), margin)
+            close = (margin < tolerances.margin_of_noise(scores, dtype)).any(axis=-1)
+        elif last == "wanted" and beside + "gate" in want and "u" in run.inputs:
+            u = run.inputs["u"]                         # a second expert where 2 g_2 > u
+            margin = np.abs(2 * want[beside + "gate"][..., 1].reshape(u.shape) - u)
+            close = margin < tolerances.margin_of_noise(np.ones(1), dtype)
+        else:
+            continue
+        if close.any():
+            yield name, close
 
-    def make(module):
-        right = module.top_k
 
-        def top_k(scores, k):
-            found = right(scores, k)
-            return flat if found.shape == flat.shape else found
-        return top_k
+STANDS_FOR = {"expert_index": "top_k", "wanted": "second_random"}   # in the papers
+
+
+def _forced(case, run, want, taken):
+    """The trace with a user's decisions in place of the paper's, or None where that cannot be."""
+    def make(name, chosen):
+        def decide(paper):
+            right = getattr(paper, STANDS_FOR[name.rpartition(".")[2]])
+
+            def decided(*args, **settings):
+                found = right(*args, **settings)
+                return chosen.reshape(found.shape) if found.size == chosen.size else found
+            return decided
+        return decide
     try:
-        trace = computed(case, as_dtype(run, "float64"),
-                         private_copy(case.paper, {"top_k": make}))
-    except ValueError:
+        trace = computed(case, as_dtype(run, "float64"), private_copy(case.paper, {
+            STANDS_FOR[name.rpartition(".")[2]]: make(name, chosen)
+            for name, chosen in taken.items()}))
+    except (AttributeError, ValueError):
         return None
-    reached = any((array == chosen).all() for name, array in trace.items()
-                  if name.rpartition(".")[2] == DECISION and array.shape == chosen.shape)
-    return trace if reached else None
+    return trace if all((trace[name] == chosen).all() for name, chosen in taken.items()) else None
 
 
 # -- In words ------------------------------------------------------------------------------------
