@@ -152,6 +152,12 @@ def categorical_log_likelihood(x, logits):
     return (x * ops.log_softmax(logits, axis=-1)).sum(axis=-1)
 
 
+class ElboTerms(NamedTuple):
+    z: Tensor                # [N, D]
+    log_likelihoods: tuple   # of [N], one for each member: 0 where it is missing
+    kl: Tensor               # [N]
+
+
 def elbo(decoders, x, experts, members, epsilon, log_likelihoods, present=None, weights=None,
          beta=1.0):
     """E_q sum_i lambda_i log p(x_i | z) - beta KL(q(z | X), p(z)), with one sample of z. Eq. (2)
@@ -160,14 +166,21 @@ def elbo(decoders, x, experts, members, epsilon, log_likelihoods, present=None, 
     none it is 0. Sums over dimensions.
     M of [N, D_m], M of Gaussian [N, D], tuple of ints, [N, D], M functions, [M, N] bool -> [N]
     """
-    posterior = posterior_of(experts, members, present)
-    z = gaussian_sample(*posterior, epsilon)                           # [N, D]
-    total = -beta * gaussian_kl(*posterior).sum(axis=-1)               # [N]
-    for m in members:
-        found = log_likelihoods[m](x[m], decode(decoders[m], z))       # [N]
-        found = found if present is None else ops.where(present[m], found, 0.0)
+    terms = elbo_terms(decoders, x, experts, members, epsilon, log_likelihoods, present)
+    total = -beta * terms.kl                                           # [N]
+    for m, found in zip(members, terms.log_likelihoods):
         total = total + (found if weights is None else weights[m] * found)
     return total
+
+
+def elbo_terms(decoders, x, experts, members, epsilon, log_likelihoods, present=None):
+    """What Eq. (2) is made of; arguments are those of ``elbo``. -> ElboTerms"""
+    posterior = posterior_of(experts, members, present)
+    z = gaussian_sample(*posterior, epsilon)                           # [N, D]
+    found = [log_likelihoods[m](x[m], decode(decoders[m], z)) for m in members]
+    if present is not None:
+        found = [ops.where(present[m], part, 0.0) for m, part in zip(members, found)]
+    return ElboTerms(z, tuple(found), gaussian_kl(*posterior).sum(axis=-1))
 
 
 def posterior_of(experts, members, present=None):
@@ -263,17 +276,19 @@ def importance_log_likelihood(decoders, x, proposal, epsilon, log_likelihoods):
     M of [N, D_m], Gaussian [N, D], [K, N, D], M functions -> [N]
     """
     z = gaussian_sample(*proposal, epsilon)                            # [K, N, D]
+    return log_mean_exp(importance_log_weights(decoders, x, proposal, z, log_likelihoods), axis=0)
+
+
+def importance_log_weights(decoders, x, proposal, z, log_likelihoods):
+    """log p(z) + sum_i log p(x_i | z) - log q(z) of every sample. [K, N, D] -> [K, N]"""
     log_w = (gaussian_log_density(z, 0.0, 0.0) - gaussian_log_density(z, *proposal)).sum(axis=-1)
     for a, layers, log_likelihood in zip(x, decoders, log_likelihoods):
         log_w = log_w + log_likelihood(a, decode(layers, z))           # [K, N]
-    return log_mean_exp(log_w, axis=0)
+    return log_w
 
 
 # -- Recorded runs -------------------------------------------------------------------------------
 # Two modalities of grey pixels and one of labels, with one hidden layer each.
-
-LIKELIHOODS = (bernoulli_log_likelihood, bernoulli_log_likelihood, categorical_log_likelihood)
-
 
 def shapes():
     """The parameters of a recorded run, with shapes in letters at the leaves."""
@@ -293,19 +308,31 @@ def _modalities(case):
     return tuple(case.inputs[f"x.{m}"] for m in range(3))
 
 
+def _likelihoods():
+    return bernoulli_log_likelihood, bernoulli_log_likelihood, categorical_log_likelihood
+
+
+def _with_deviation(gaussian):
+    """Its parts and its standard deviation, for which a log-variance is easily taken."""
+    return {**gaussian._asdict(), "standard_deviation": ops.exp(0.5 * gaussian.log_variance)}
+
+
 def product_oracle(case):
-    """Every product there is, and gradients of <mean, cotangent> + <log-variance, cotangent>."""
+    """Every product there is; gradients of <mean, cotangent> and of <log-variance, cotangent>."""
     mean, log_variance = Tensor(case.inputs["mean"]), Tensor(case.inputs["log_variance"])
-    prior = 0 * mean[:1]
-    found = {
+    cotangent, prior = case.inputs["cotangent"], 0 * mean[:1]
+    products = {
         "product_of_experts": product_of_experts(mean, log_variance, case.inputs["present"]),
         "product_with_quotients": product_with_quotients(mean, log_variance),
         "product_of_experts_released": product_of_experts_released(
             ops.concatenate([mean, prior]), ops.concatenate([log_variance, prior]))}
-    return tree.map(stop_gradient, {name: {**product._asdict(), "grad": grad(
-        (product.mean * case.inputs["cotangent.mean"]).sum()
-        + (product.log_variance * case.inputs["cotangent.log_variance"]).sum(),
-        {"mean": mean, "log_variance": log_variance})} for name, product in found.items()})
+    leaves = {"mean": mean, "log_variance": log_variance}
+    return tree.map(stop_gradient, {
+        "standard_deviation": ops.exp(0.5 * log_variance), "precision": ops.exp(-log_variance),
+        **{name: _with_deviation(product) for name, product in products.items()},
+        "grad": {f"{name}.{part}": grad((value * cotangent).sum(), leaves)
+                 for name, product in products.items()
+                 for part, value in product._asdict().items()}})
 
 
 def objective_oracle(case):
@@ -324,19 +351,35 @@ def _objective(case, objective):
     chosen = [tuple(m for m, taken in enumerate(row) if taken) for row in settings["chosen"]]
     x = fill_missing(_modalities(case), present)
     experts = [encode(encoder, a) for encoder, a in zip(params.encoders, x)]
-    given = (params, x, chosen, inputs["epsilon"], LIKELIHOODS, present, weights, beta)
+    given = (params, x, chosen, inputs["epsilon"], _likelihoods(), present, weights, beta)
+    terms = [elbo_terms(params.decoders, x, experts, members, epsilon, _likelihoods(), present)
+             for members, epsilon in zip(chosen, inputs["epsilon"])]
     climbed = objective(*given)
     return tree.map(stop_gradient, {
-        "posterior": [posterior_of(experts, members, present)._asdict() for members in chosen],
-        "elbos": elbos(*given), "objective": climbed, "grad": grad(climbed, params)})
+        "experts": [_with_deviation(expert) for expert in experts],
+        "posterior": [_with_deviation(posterior_of(experts, members, present))
+                      for members in chosen],
+        **{name: [getattr(parts, name) for parts in terms] for name in ElboTerms._fields},
+        "elbos": elbos(*given), "objective": climbed,
+        "grad": {"objective": grad(climbed, params)}})
 
 
 def log_likelihood_oracle(case):
     """The joint log likelihood, estimated with the posterior given all modalities."""
     params, x = tree.map(stop_gradient, _params(case)), _modalities(case)
     experts = [encode(encoder, a) for encoder, a in zip(params.encoders, x)]
-    return {"log_likelihood": importance_log_likelihood(
-        params.decoders, x, posterior_of(experts, range(3)), case.inputs["epsilon"], LIKELIHOODS)}
+    proposal, epsilon = posterior_of(experts, range(3)), case.inputs["epsilon"]
+    z = gaussian_sample(*proposal, epsilon)                            # [K, N, D]
+    decoded = [decode(layers, z) for layers in params.decoders]        # M of [K, N, D_m]
+    given = (params.decoders, x, proposal)
+    return {
+        "posterior": _with_deviation(proposal), "z": z, "decoded": decoded,
+        "log_prior": gaussian_log_density(z, 0.0, 0.0).sum(axis=-1),
+        "log_posterior": gaussian_log_density(z, *proposal).sum(axis=-1),
+        "log_likelihoods": [log_likelihood(a, logits) for log_likelihood, a, logits in
+                            zip(_likelihoods(), x, decoded)],
+        "log_w": importance_log_weights(*given, z, _likelihoods()),
+        "log_likelihood": importance_log_likelihood(*given, epsilon, _likelihoods())}
 
 
 MODALITIES = {f"in.x.{m}": f"N W{m}" for m in range(3)}
@@ -346,8 +389,118 @@ SUBSETS = {"in.present": "bool M N", "in.epsilon": "L N D", "set.chosen": "L M",
 ORACLES = {
     "product": ({
         "in.mean": "M N D", "in.log_variance": "M N D", "in.present": "bool M N",
-        "in.cotangent.mean": "N D", "in.cotangent.log_variance": "N D"}, product_oracle),
+        "in.cotangent": "N D"}, product_oracle),
     "objective": ({**MODALITIES, **SUBSETS, **PARAMS}, objective_oracle),
     "multivae": ({**MODALITIES, **SUBSETS, **PARAMS}, multivae_oracle),
     "log_likelihood": ({**MODALITIES, "in.epsilon": "K N D", **PARAMS}, log_likelihood_oracle),
+}
+
+
+# -- Cases and conventions -----------------------------------------------------------------------
+
+def _sure_experts(log_variance=0.0, missing=False):
+    """Experts surer than the prior, so that there is a quotient; one of a datum by so much."""
+    def draw(arrays, rng):
+        arrays["in.log_variance"] = -0.5 - abs(arrays["in.log_variance"])
+        arrays["in.log_variance"][0, 0] += log_variance
+        if missing:
+            _some_missing(arrays, rng)
+
+    return draw
+
+
+def _some_missing(arrays, rng):
+    """Of the first datum everything is missing, of the second nothing."""
+    present = arrays["in.present"]
+    present[:] = rng.random(present.shape) < 0.5
+    present[:, 0], present[:, 1:2] = False, True
+
+
+def _pixels_and_labels(*changes):
+    """Grey pixels, and labels of the third modality; further changes."""
+    def draw(arrays, rng):
+        for m in range(2):
+            arrays[f"in.x.{m}"] = rng.integers(256, size=arrays[f"in.x.{m}"].shape) / 255
+        label = arrays["in.x.2"]
+        label[:] = 0
+        label[range(len(label)), rng.integers(label.shape[1], size=len(label))] = 1
+        for change in changes:
+            change(arrays, rng)
+
+    return draw
+
+
+def _nothing_there(arrays, rng):
+    arrays["in.present"][:] = False
+
+
+def _one_sure_one_not(arrays, rng):
+    """Of one dimension: an encoder whose variance is near exp(-12), and one of exp(12)."""
+    arrays["param.encoders.0.log_variance.b"][0] -= 12
+    arrays["param.encoders.1.log_variance.b"][0] += 12
+
+
+_WIDTHS = dict(M=3, D=3, H=4, W0=5, W1=4, W2=3)
+_EACH = [[1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
+_ALL = dict(L=5, chosen=[*_EACH, [1, 0, 1]], weights=[1.0, 1.0, 1.0], beta=1.0, **_WIDTHS)
+_WEIGHTED = {**_ALL, "weights": [1.0, 0.5, 8.0], "beta": 0.25}
+_JOINT = {**_ALL, "L": 1, "chosen": _EACH[:1]}
+
+CASES = {
+    "product": ("product", dict(M=3, N=4, D=3), "", _sure_experts()),
+    "product_missing": ("product", dict(M=4, N=6, D=2), "missing", _sure_experts(missing=True)),
+    "product_one_number": ("product", dict(M=2, N=1, D=1), "degenerate, one datum",
+                           _sure_experts()),
+    "product_one_sure": ("product", dict(M=3, N=4, D=2), "extreme", _sure_experts(-16.0)),
+    "complete": ("objective", dict(N=6, **_ALL), "", _pixels_and_labels()),
+    "some_missing": ("objective", dict(N=8, **_WEIGHTED), "missing",
+                     _pixels_and_labels(_some_missing)),
+    "nothing_there": ("objective", dict(N=3, **_ALL), "missing, degenerate",
+                      _pixels_and_labels(_nothing_there)),
+    "one_datum": ("objective", dict(N=1, **_JOINT), "degenerate, one datum", _pixels_and_labels()),
+    "one_sure_one_not": ("objective", dict(N=6, **_ALL), "extreme",
+                         _pixels_and_labels(_one_sure_one_not)),
+    "multivae_complete": ("multivae", dict(N=6, **_ALL), "", _pixels_and_labels()),
+    "multivae_some_missing": ("multivae", dict(N=8, **_WEIGHTED), "missing",
+                              _pixels_and_labels(_some_missing)),
+    "multivae_one_datum": ("multivae", dict(N=1, **_JOINT), "degenerate, one datum",
+                           _pixels_and_labels()),
+    "five_samples": ("log_likelihood", dict(N=4, K=5, **_WIDTHS), "", _pixels_and_labels()),
+    "one_sample": ("log_likelihood", dict(N=4, K=1, **_WIDTHS), "degenerate, one sample",
+                   _pixels_and_labels()),
+    "samples_of_one_datum": ("log_likelihood", dict(N=1, K=6, **_WIDTHS), "degenerate, one datum",
+                             _pixels_and_labels()),
+    "samples_of_the_sure": ("log_likelihood", dict(N=4, K=4, **_WIDTHS), "extreme",
+                            _pixels_and_labels(_one_sure_one_not)),
+}
+
+
+def _as_released(paper):
+    """With the prior among the experts, and nothing heard of those that are missing."""
+    def product(mean, log_variance, present=None):
+        if present is not None:
+            mean = ops.where(present[..., None], mean, 0.0)
+            log_variance = ops.where(present[..., None], log_variance, 40.0)
+        prior = 0 * mean[:1]
+        return paper.product_of_experts_released(ops.concatenate([mean, prior]),
+                                                 ops.concatenate([log_variance, prior]))
+    return product
+
+
+def _of_posteriors(paper):
+    """Who is missing has the prior for a posterior, which cancels one that is divided out."""
+    def product(mean, log_variance, present=None):
+        if present is not None:
+            mean, log_variance = (ops.where(present[..., None], a, 0.0)
+                                  for a in (mean, log_variance))
+        return paper.product_with_quotients(mean, log_variance)
+    return product
+
+
+CONVENTIONS = {
+    "small numbers in the product, as released": {"product_of_experts": _as_released},
+    "experts are posteriors, whose priors are divided out": {"product_of_experts": _of_posteriors},
+    "a bound is averaged over the data that have one of its members, as in MultiVae":
+        {"objective": "objective_multivae"},
+    "a bound is averaged over all data": {"objective_multivae": "objective"},
 }

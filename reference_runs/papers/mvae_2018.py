@@ -113,7 +113,7 @@ def record_product(case, seed, M, N, D, missing=False, narrow=0.0):
     if missing:
         present = torch.from_numpy(rng.random((M, N)) < 0.5)
         present[:, 0] = False
-    cotangents = {"mean": normal(rng, N, D), "log_variance": normal(rng, N, D)}
+    cotangent = normal(rng, N, D)
     leaves = {"mean": mean.requires_grad_(), "log_variance": log_variance.requires_grad_()}
     prior = (torch.zeros(()), torch.ones(()), 1)
 
@@ -123,7 +123,8 @@ def record_product(case, seed, M, N, D, missing=False, narrow=0.0):
         return [torch.stack([torch.stack([pair[i] for pair in row]) for row in both])
                 for i in range(2)]
 
-    out = {}
+    variance = torch.exp(log_variance)
+    out = {"standard_deviation": torch.sqrt(variance), "precision": 1 / variance}
     for name, one in {
             "product_of_experts": lambda n, d, experts: product(
                 [prior, *(e for m, e in enumerate(experts) if present[m, n])]),
@@ -131,16 +132,22 @@ def record_product(case, seed, M, N, D, missing=False, narrow=0.0):
                 [*experts, (*prior[:2], 1 - M)]),
             "product_of_experts_released": lambda n, d, experts: released([*experts, prior]),
     }.items():
-        found = dict(zip(cotangents, everywhere(one)))
-        loss = sum((found[part] * cotangents[part]).sum() for part in found)
-        gradients = torch.autograd.grad(loss, list(leaves.values()))
+        found = with_deviation(*everywhere(one))
         out.update({f"{name}.{part}": value for part, value in found.items()})
-        out.update({f"{name}.grad.{part}": g for part, g in zip(leaves, gradients)})
+        for part in leaves:
+            gradients = torch.autograd.grad((found[part] * cotangent).sum(), list(leaves.values()),
+                                            allow_unused=True, retain_graph=True)
+            out.update({f"grad.{name}.{part}.{key}": torch.zeros_like(a) if g is None else g
+                        for (key, a), g in zip(leaves.items(), gradients)})
     save(f"{PAPER}/product/{case}", seed=seed,
          source={"kind": "transcription", "of": "arXiv:1802.05335v3, Eq. (3); "
                  "mhw32/multimodal-vae-public at 2a358eb, ProductOfExperts"},
-         **{"in": {**leaves, "present": present,
-                   **{f"cotangent.{part}": c for part, c in cotangents.items()}}}, out=out)
+         **{"in": {**leaves, "present": present, "cotangent": cotangent}}, out=out)
+
+
+def with_deviation(mean, log_variance):
+    return {"mean": mean, "log_variance": log_variance,
+            "standard_deviation": torch.sqrt(torch.exp(log_variance))}
 
 
 # -- The objective, datum by datum ---------------------------------------------------------------
@@ -152,18 +159,18 @@ def log_likelihood(m, x, logits):
 
 
 def bound(networks, x, members, epsilon, weights, beta):
-    """For one datum: x is {m: [D_m]} of what it has. Mean, log-variance and bound."""
+    """For one datum: x is {m: [D_m]} of what it has. All terms of the bound, and the bound."""
     found = [networks.encoders[m](x[m][None]) for m in members if m in x]
     experts = [(e.embedding[0], torch.exp(e.log_covariance[0]), 1) for e in found]
     mean, log_variance = product([(torch.zeros(D), torch.ones(D), 1), *experts])
     posterior = Normal(mean, torch.exp(log_variance / 2))
     z = mean + posterior.scale * epsilon
-    elbo = -beta * kl_divergence(posterior, Normal(torch.zeros(D), torch.ones(D))).sum()
-    for m in members:
-        if m in x:
-            logits = networks.decoders[m](z).reconstruction
-            elbo = elbo + weights[m] * log_likelihood(m, x[m], logits)
-    return mean, log_variance, elbo
+    kl = kl_divergence(posterior, Normal(torch.zeros(D), torch.ones(D))).sum()
+    found = {m: log_likelihood(m, x[m], networks.decoders[m](z).reconstruction)
+             if m in x else torch.tensor(0.0) for m in members}
+    return {**{f"posterior.{name}": a for name, a in with_deviation(mean, log_variance).items()},
+            "z": z, **{f"log_likelihoods.{i}": found[m] for i, m in enumerate(members)}, "kl": kl,
+            "elbo": -beta * kl + sum(weights[m] * found[m] for m in members)}
 
 
 def record_objective(case, seed, N, chosen, missing, weights=(1.0, 1.0, 1.0), beta=1.0,
@@ -183,14 +190,17 @@ def record_objective(case, seed, N, chosen, missing, weights=(1.0, 1.0, 1.0), be
     by_datum = [[bound(networks, {m: x[m][n] for m in range(M) if present[m, n]}, members,
                        epsilon[i, n], weights, beta) for n in range(N)]
                 for i, members in enumerate(chosen)]
-    stacked = [[torch.stack(parts) for parts in zip(*data)] for data in by_datum]
-    elbos = torch.stack([found for _, _, found in stacked])
+    stacked = [{name: torch.stack([found[name] for found in data]) for name in data[0]}
+               for data in by_datum]
+    elbos = torch.stack([found.pop("elbo") for found in stacked])
+    experts = [encoder(torch.where(here[:, None], a, 0.0))
+               for encoder, a, here in zip(networks.encoders, x, present)]
     objective = -loss_of_multivae(networks, x, present, chosen, epsilon, weights, beta) \
         if multivae else sum(elbos[:, n].sum() for n in range(N)) / N
     objective.backward()
     save(f"{PAPER}/{'multivae' if multivae else 'objective'}/{case}", seed=seed,
          packages=PACKAGES if multivae else PACKAGES[:2],
-         source={**MULTIVAE, "posterior, elbos": "transcription"} if multivae else
+         source={**MULTIVAE, "all before objective": "transcription"} if multivae else
          {"kind": "transcription", "of": "arXiv:1802.05335v3, Eqs. (2)-(4)",
           "densities": "torch.distributions"},
          **{"in": {**{f"x.{m}": a for m, a in enumerate(x)}, "present": present,
@@ -198,11 +208,13 @@ def record_objective(case, seed, N, chosen, missing, weights=(1.0, 1.0, 1.0), be
          param=networks.named(lambda p: p.detach()),
          set={"chosen": [[int(m in members) for m in range(M)] for members in chosen],
               "weights": weights, "beta": beta},
-         out={**{f"posterior.{i}.{part}": value for i, (mean, log_variance, _) in
-                 enumerate(stacked) for part, value in
-                 (("mean", mean), ("log_variance", log_variance))},
+         out={**{f"experts.{m}.{name}": a for m, found in enumerate(experts) for name, a in
+                 with_deviation(found.embedding, found.log_covariance).items()},
+              **{".".join([*name.split(".")[:1], str(i), *name.split(".")[1:]]): value
+                 for i, found in enumerate(stacked) for name, value in found.items()},
               "elbos": elbos, "objective": objective,
-              **{f"grad.{name}": g for name, g in networks.named(lambda p: p.grad).items()}})
+              **{f"grad.objective.{name}": g
+                 for name, g in networks.named(lambda p: p.grad).items()}})
 
 
 # -- MultiVae ------------------------------------------------------------------------------------
@@ -248,17 +260,46 @@ def record_log_likelihood(case, seed, N, K):
     rng = start(seed)
     networks, x, epsilon = Networks(rng), data(rng, N), normal(rng, K, N, D)
     mvae = model(networks, 0, (1.0, 1.0, 1.0), warmup=0)
-    found = []
+    found, steps = [], []
     for n in range(N):
         draws = iter([epsilon[:, n:n + 1]])
         with mock.patch("torch.distributions.normal._standard_normal",
                         lambda shape, dtype, device: take(draws, shape)):
             found.append(-mvae.compute_joint_nll(MultimodalBaseDataset(
                 {f"m{m}": a[n:n + 1] for m, a in enumerate(x)}), K=K, batch_size_K=K))
+        steps.append([importance_weight(networks, [a[n] for a in x], epsilon[k, n])
+                      for k in range(K)])
+
+    def stacked(name):
+        return torch.stack([torch.stack([of_datum[k][name] for of_datum in steps])
+                            for k in range(K)])
+
+    names = steps[0][0]
     save(f"{PAPER}/log_likelihood/{case}", seed=seed, packages=PACKAGES,
-         source={**MULTIVAE, "entry": "multivae.models.MVAE.compute_joint_nll"},
+         source={**MULTIVAE, "entry": "multivae.models.MVAE.compute_joint_nll",
+                 "all before log_likelihood": "transcription"},
          **{"in": {**{f"x.{m}": a for m, a in enumerate(x)}, "epsilon": epsilon}},
-         param=networks.named(lambda p: p.detach()), out={"log_likelihood": torch.stack(found)})
+         param=networks.named(lambda p: p.detach()),
+         out={**{name: stacked(name)[0] if name.startswith("posterior") else stacked(name)
+                 for name in names}, "log_likelihood": torch.stack(found)})
+
+
+def importance_weight(networks, x, epsilon):
+    """Of one sample of one datum: its log weight, and all that this is made of."""
+    experts = [encoder(a[None]) for encoder, a in zip(networks.encoders, x)]
+    mean, log_variance = product([(torch.zeros(D), torch.ones(D), 1), *(
+        (e.embedding[0], torch.exp(e.log_covariance[0]), 1) for e in experts)])
+    q = Normal(mean, torch.exp(log_variance / 2))
+    z = mean + q.scale * epsilon
+    decoded = [decoder(z).reconstruction for decoder in networks.decoders]
+    log_p = [log_likelihood(m, a, logits) for m, (a, logits) in enumerate(zip(x, decoded))]
+    log_prior, log_q = (density.log_prob(z).sum()
+                        for density in (Normal(torch.zeros(D), torch.ones(D)), q))
+    return {**{f"posterior.{name}": a for name, a in with_deviation(mean, log_variance).items()},
+            "z": z, **{f"decoded.{m}": logits for m, logits in enumerate(decoded)},
+            "log_prior": log_prior, "log_posterior": log_q,
+            **{f"log_likelihoods.{m}": value for m, value in enumerate(log_p)},
+            "log_w": log_prior + sum(log_p) - log_q}
 
 
 if __name__ == "__main__":
