@@ -309,7 +309,7 @@ def matched_width(n_tasks, n_experts, width, hidden, tower_hidden):
                  / (width + n_tasks * tower_hidden))
 
 
-# -- Baselines, Section 6.2 ----------------------------------------------------------------------
+# -- Baselines, Section 6.1 ----------------------------------------------------------------------
 
 def l2_constrained_penalty(first, second, strength):
     """alpha || theta_1 - theta_2 ||^2, added to the losses of two networks built alike. -> []"""

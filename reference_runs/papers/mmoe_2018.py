@@ -182,7 +182,7 @@ def record_baselines(case, seed, D, H, U, K, B, R, S, T, strength):
                                            {"alpha": params["alpha"], "x": x})),
              **named("weights", gradients((weights * weights_cotangent).sum(), factors))}
     save(f"{PAPER}/baselines/{case}", seed=seed,
-         source={"kind": "transcription", "of": f"{TEXT}, Section 6.2, the baselines"},
+         source={"kind": "transcription", "of": f"{TEXT}, Section 6.1, the baselines"},
          **{"in": {"x": x, "stitched_cotangent": stitched_cotangent,
                    "weights_cotangent": weights_cotangent}}, param=params,
          set={"strength": strength},
