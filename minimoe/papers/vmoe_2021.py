@@ -1,0 +1,563 @@
+"""V-MoE: experts for image patches, and those the router is surest of served first.
+
+C. Riquelme, J. Puigcerver, B. Mustafa, M. Neumann, R. Jenatton, A. Susano Pinto, D. Keysers and
+N. Houlsby, "Scaling Vision with Sparse Mixture of Experts", NeurIPS 2021. arXiv:2106.05974v1.
+
+    here       paper        meaning
+    B, S       N, P         images in a batch, tokens of one: its patches, and the class token
+    T          N P          tokens that a layer routes
+    G          --           groups: T / G tokens in a row, with slots of their own in each expert
+    D, H       --           width of a token, hidden width of an MLP
+    E, K       E, k         experts, experts chosen per token
+    capacity   B_e          slots of a group in each expert
+    C          C            capacity ratio: 1 is a slot for each choice, were they spread evenly
+    clean      W x          logits without noise
+    z          --           the draw, standard normal: epsilon is z / E; None for no noise
+    noisy      W x + eps    logits that decide
+    gates      --           their softmax over all experts, of which g(x) keeps the k largest
+    gate       g(x)_i       of a chosen expert; multiplies its output
+    used       --           [T] bool, False at padding: a token that no expert is to see
+
+A layer is three steps: ``router``, an allocation (``route_vanilla``, ``route_batch_prioritized``)
+and ``expert_mlp``. ``encode`` takes tokens that the caller has embedded, of several kinds if need
+be: attention stays within a sequence, and experts see the tokens of all.
+
+Where text and released code part, the text is the default; vmoe is google-research/vmoe (942a78b),
+by the authors:
+
+    priority             text: a token's largest gate, or the sum of its k. vmoe: the largest
+    its order            ties: text: not said; here, and in vmoe, the token that comes first
+    capacity             text: rounded, of halves to the even. vmoe rounds up, then up to a multiple
+                         of 4: expert_capacity_vmoe
+    no slot at all       text: not said; vmoe: an error, and so here
+    load                 text: a sum over tokens; vmoe: their mean, which has the same loss
+    losses over groups   vmoe: those of each group, averaged; a layer's are then summed over layers
+    without noise        the load is not defined; vmoe: importance alone
+    balance loss         vmoe has GShard's as an option: gshard_2020.released_auxiliary_loss
+    GELU                 text: not said which; here x Phi(x). vmoe: ``ops.gelu_tanh``, which
+                         ``moe_layer``, ``encode`` and ``vmoe`` take as ``activation``
+    experts at first     text: not said. vmoe: all of a layer the same, init; init_apart
+    what is classified   vmoe: the class token, or the mean of all tokens (``class_token`` None); a
+                         third, attention with a learnt query: not built
+    representation layer text: not said, but the numbers of parameters have it: a layer of D tanh
+                         units under the head, in pre-training, as in the ViT
+    layer norm           text: not said; 1e-6 as in vmoe
+    dropout              vmoe: in experts, at a rate of 0.1 or 0.2; not built
+    experts choose       vmoe's other router, of another paper; not built
+    parallelism          text: experts on devices; not built
+"""
+import math
+from fractions import Fraction
+from functools import partial
+from typing import Any, NamedTuple
+
+from minimoe import nn, ops, tree
+from minimoe.autodiff.tensor import Tensor, grad, stop_gradient
+from minimoe.backend import namespace
+from minimoe.papers.sparsely_gated_2017 import (
+    kth_inclusive, load_probability, noise_std_vmoe, noisy_logits, top_k_mask)
+from minimoe.papers.switch_2021 import route, router_logits, truncated_normal, truncation_corrected
+from minimoe.routing.dispatch import Routing, gather, gather_back, packed_seats
+from minimoe.routing.experts import ragged_matmul
+
+EPSILON = 1e-6    # of layer norms
+
+
+# -- The router, Section 2.3 ---------------------------------------------------------------------
+
+class Router(NamedTuple):
+    clean: Tensor   # [T, E]
+    noisy: Tensor   # [T, E]
+    gates: Tensor   # [T, E]
+
+
+def router(x, w_router, z=None):
+    """softmax(W x + epsilon), epsilon of standard deviation 1 / E. [T, D], [D, E], [T, E] -> Router
+
+    Noise comes before the softmax, and the softmax before the choice: chosen first, a single expert
+    would have the weight 1, whatever the router said. ``z`` is the draw, from the standard normal;
+    at inference there is none. ValueError where logits come out as NaN or infinity.
+    """
+    clean = router_logits(x, w_router)                                 # [T, E]
+    noisy = clean if z is None else noisy_logits(clean, noise_std_vmoe(clean.shape[-1]), z)
+    return Router(clean, noisy, ops.softmax(noisy))
+
+
+def keep_top_k(gates, k):
+    """g(x) = TOP_k(softmax(W x + epsilon)): zero for the others, not normalised. [T, E] -> [T, E]
+    """
+    return ops.where(top_k_mask(gates, k), gates, 0.0)
+
+
+# -- Capacity, Section 2.4 -----------------------------------------------------------------------
+
+def expert_capacity(n_tokens, n_experts, k, capacity_ratio):
+    """B_e = round(k N P C / E) slots of a group of N P tokens. Section 2.4
+
+    The product is exact, and a half goes to the even number. No expert can need more slots than
+    there are tokens. ValueError for a ratio that is not positive, and where no slot is left.
+    """
+    _check_capacity("expert_capacity", n_tokens, n_experts, k, capacity_ratio)
+    capacity = round(Fraction(str(capacity_ratio)) * k * n_tokens / n_experts)
+    return min(n_tokens, _some("expert_capacity", capacity))
+
+
+def expert_capacity_vmoe(n_tokens, n_experts, k, capacity_ratio, multiple_of=4):
+    """Slots as released: in floating point, rounded up, and then up to a multiple of 4."""
+    _check_capacity("expert_capacity_vmoe", n_tokens, n_experts, k, capacity_ratio)
+    capacity = math.ceil(n_tokens * k * capacity_ratio / n_experts)
+    return capacity + -capacity % multiple_of
+
+
+def _check_capacity(name, n_tokens, n_experts, k, capacity_ratio):
+    if n_tokens < 1 or not 1 <= k <= n_experts or not 0 < capacity_ratio < math.inf:
+        raise ValueError(f"{name}: needs tokens, k of the experts and a positive, finite ratio; "
+                         f"got {n_tokens}, {k} of {n_experts} and {capacity_ratio}")
+
+
+def _some(name, capacity):
+    if capacity < 1:
+        raise ValueError(f"{name}: the ratio must leave a slot to each expert; got {capacity}")
+    return capacity
+
+
+# -- Allocation, Section 4.1 ---------------------------------------------------------------------
+
+def route_vanilla(gates, capacity, k, n_groups=1, used=None):
+    """For each rank of choice, tokens in their order take a slot if one is left. Algorithm 1
+
+    All first choices are served before any second one. [T, E] -> Routing [T, K]
+    """
+    return route(gates, capacity, k, n_groups, used)
+
+
+def largest_gate(gates, k):
+    """s(x) = max_i g(x)_i. [T, E] -> [T]"""
+    return stop_gradient(gates).max(axis=-1)
+
+
+def sum_of_gates(gates, k):
+    """s(x) = sum_i g(x)_i, over the k chosen; for k = 1 ``largest_gate``. [T, E] -> [T]"""
+    return keep_top_k(stop_gradient(gates), k).sum(axis=-1)
+
+
+def highest_first(score):
+    """The order in which tokens are served; of equals, the one that comes first. [T] -> [T] int"""
+    return (-score).argsort(kind="stable")
+
+
+def route_batch_prioritized(gates, capacity, k, n_groups=1, used=None, score=largest_gate):
+    """``route_vanilla``, but tokens in the order of their priority, highest first. Algorithm 2
+
+    The order is of a whole group, whatever images its tokens belong to, so that an image may be
+    given more slots than another. It carries no gradient. [T, E] -> Routing [T, K]
+    """
+    return route(gates, capacity, k, n_groups, used, highest_first(score(gates, k)))
+
+
+# -- Balance, Appendix A.2 -----------------------------------------------------------------------
+
+def importance_loss(clean, n_groups=1, used=None):
+    """CV(Imp)^2, Imp_i = sum_x softmax(W x)_i: of logits without noise, averaged over groups.
+
+    0 where experts share the probability evenly, E - 1 where one has it all. [T, E] -> []
+    """
+    return _cv_squared(_sums(ops.softmax(clean), n_groups, used))
+
+
+def load_loss(clean, noisy, k, n_groups=1, used=None):
+    """CV(load)^2, load_i = sum_x p_i(x): averaged over groups. [T, E], [T, E] -> []
+
+    p_i(x) = 1 - Phi((threshold - (W x)_i) E) is the probability that expert i would reach the
+    token's k-th largest noisy logit, were its own noise drawn again. The threshold takes part in
+    the gradient. Without noise there is no such probability.
+    """
+    std = 0 * stop_gradient(clean) + noise_std_vmoe(clean.shape[-1])   # [T, E]
+    p = load_probability(clean, std, kth_inclusive(noisy, k))          # [T, E]
+    return _cv_squared(_sums(p, n_groups, used))
+
+
+def _sums(p, n_groups, used):
+    """What each expert has of each group; padding has no part in it. [T, E] -> [G, E]"""
+    T, E = p.shape
+    if used is not None:
+        p = ops.where(used[:, None], p, 0.0)
+    return p.reshape(n_groups, T // n_groups, E).sum(axis=1)
+
+
+def _cv_squared(v):
+    """(std / mean)^2 over experts, averaged over groups; 0 for a group of padding. [G, E] -> []"""
+    mean = v.mean(axis=-1, keepdims=True)
+    return ops.var(v / ops.where(mean == 0, 1.0, mean), axis=-1).mean()
+
+
+def auxiliary_loss(outputs):
+    """sum over layers of (L_imp + L_load) / 2; of L_imp / 2 where there is no noise. -> []"""
+    losses = [loss for out in outputs for loss in (out.importance_loss, out.load_loss)]
+    return sum(loss for loss in losses if loss is not None) / 2
+
+
+def training_loss(cross_entropy, outputs, weight=0.01):
+    """The loss of the task, and lambda times ``auxiliary_loss``. -> []"""
+    return cross_entropy + weight * auxiliary_loss(outputs)
+
+
+# -- The layer, Sections 2.1 and 2.2 -------------------------------------------------------------
+
+class VMoEParams(NamedTuple):
+    w_router: Tensor   # [D, E]
+    w_in: Tensor       # [E, D, H]
+    b_in: Tensor       # [E, H]
+    w_out: Tensor      # [E, H, D]
+    b_out: Tensor      # [E, D]
+
+
+class VMoEOutput(NamedTuple):
+    y: Tensor                 # [T, D]   zero where no expert took the token
+    importance_loss: Tensor   # []
+    load_loss: Tensor         # []       None without noise
+    routing: Routing          # [T, K]
+    router: Router            # [T, E]
+
+
+def moe_layer(params, x, capacity, k, z=None, n_groups=1, route=route_vanilla, used=None,
+              activation=ops.gelu):
+    """MoE(x) = sum_i g(x)_i e_i(x) over the chosen experts that had a slot. [T, D] -> [T, D]
+
+    ``route`` is ``route_vanilla``, ``route_batch_prioritized`` or another of their signature.
+    ValueError where x is not [T, D] or z not [T, E], for a k that is not between 1 and E, groups
+    that do not divide the tokens, a capacity below 0, and logits of NaN or infinity.
+    """
+    _check_layer(params, x, z)
+    made = router(x, params.w_router, z)                               # [T, E]
+    routing = route(made.gates, capacity, k, n_groups, used)
+    y = expert_mlp(params, x, routing, activation)                     # [T, D]
+    load = None if z is None else load_loss(made.clean, made.noisy, k, n_groups, used)
+    return VMoEOutput(y, importance_loss(made.clean, n_groups, used), load, routing, made)
+
+
+def _check_layer(params, x, z):
+    D, E = params.w_router.shape
+    if x.ndim != 2 or x.shape[1] != D:
+        raise ValueError(f"moe_layer: x must be [T, {D}], all leading axes run together; "
+                         f"got {x.shape}")
+    if z is not None and z.shape != (len(x), E):
+        raise ValueError(f"moe_layer: z must be {[len(x), E]}, or None; got {z.shape}")
+
+
+def expert_mlp(params, x, routing, activation=ops.gelu):
+    """The gated sum of e_i(x) = GELU(x W_1 + b_1) W_2 + b_2 over a token's choices kept.
+
+    [T, D], Routing [T, K] -> [T, D]
+    """
+    seats, ends = packed_seats(routing.expert, routing.keep, params.w_in.shape[0])
+    rows = gather(x, seats)                                            # [R, D]
+    hidden = activation(_expert_linear(rows, params.w_in, params.b_in, ends))     # [R, H]
+    return gather_back(_expert_linear(hidden, params.w_out, params.b_out, ends), routing.gate,
+                       seats)
+
+
+def _expert_linear(x, w, b, ends):
+    """x w + b, expert by expert: b is the matrix of a further column, of ones. -> [R, H]"""
+    ones = namespace(stop_gradient(x)).ones((len(x), 1), x.dtype)
+    E, H = b.shape
+    return ragged_matmul(x, w, ends=ends) + ragged_matmul(ones, b.reshape(E, 1, H), ends=ends)
+
+
+def init(rng, n_experts, width, hidden):
+    """All experts the same MLP at first, as released: tokens, and the router, make them differ."""
+    w_in, b_in, w_out, b_out = (
+        namespace(a).repeat(a[None], n_experts, axis=0) for a in _mlp_init(rng, width, hidden))
+    return VMoEParams(_lecun_normal(rng, width, n_experts), w_in, b_in, w_out, b_out)
+
+
+def init_apart(rng, n_experts, width, hidden):
+    """Each expert a draw of its own."""
+    experts = [_mlp_init(rng, width, hidden) for _ in range(n_experts)]
+    return VMoEParams(_lecun_normal(rng, width, n_experts),
+                      *(ops.stack(parts) for parts in zip(*experts)))
+
+
+def _mlp_init(rng, width, hidden):
+    """Of a ViT: Glorot's uniform matrices, biases from N(0, 1e-12)."""
+    bound = math.sqrt(6 / (width + hidden))
+    return (rng.uniform(-bound, bound, (width, hidden)), 1e-6 * rng.standard_normal(hidden),
+            rng.uniform(-bound, bound, (hidden, width)), 1e-6 * rng.standard_normal(width))
+
+
+def _lecun_normal(rng, fan_in, n_outputs):
+    return truncation_corrected(truncated_normal(rng, (fan_in, n_outputs), fan_in, scale=1.0))
+
+
+# -- Which blocks have experts -------------------------------------------------------------------
+
+def every(n_blocks, n):
+    """Every n-th block, the last of each n: (n - 1, 2 n - 1, ...), from 0. ValueError for none."""
+    if not 1 <= n <= n_blocks:
+        raise ValueError(f"every: n must be between 1 and {n_blocks} blocks; got {n}")
+    return tuple(range(n - 1, n_blocks, n))
+
+
+def last(n_blocks, n):
+    """The last n of every second block (1, 3, 5, ...), from 0. ValueError where that is fewer."""
+    if not 1 <= n <= n_blocks // 2:
+        raise ValueError(f"last: n must be between 1 and {n_blocks // 2}, every second of "
+                         f"{n_blocks} blocks; got {n}")
+    return every(n_blocks, 2)[-n:]
+
+
+# -- The Vision Transformer, Section 2.2 ---------------------------------------------------------
+# A. Dosovitskiy et al., "An Image is Worth 16x16 Words: Transformers for Image Recognition at
+# Scale", 2020. arXiv:2010.11929v2, Section 3.1, whose Eqs. (1)-(4) these are.
+
+class BlockParams(NamedTuple):
+    attention_norm: nn.LayerNormParams   # [D]
+    attention: nn.AttentionParams
+    feed_forward_norm: nn.LayerNormParams
+    feed_forward: Any                    # VMoEParams, or two LinearParams of an MLP
+
+
+class EncoderParams(NamedTuple):
+    blocks: list                         # of BlockParams
+    norm: nn.LayerNormParams             # [D]   of what the last block gives
+
+
+class EncoderOutput(NamedTuple):
+    y: list                              # [B, S, D] of each kind of sequence
+    layers: list                         # VMoEOutput of each block with experts
+
+
+def encode(params, sequences, capacity, k, z=None, n_groups=1, route=route_vanilla, used=None,
+           activation=ops.gelu):
+    """Blocks of attention and an MLP or experts, each with a layer norm first. Eqs. (2)-(4)
+
+    ``sequences`` is a list, [B, S, D] of each kind, embedded: tokens read those of their own
+    sequence, and are routed together, those of the first kind in front, in groups of T / G in a
+    row. ``z`` has a draw for every layer with experts, [L, T, E]; ``used`` is a list, [B, S] bool
+    of each kind, or None. ValueError where their number is not that of the sequences, or of the
+    layers. -> EncoderOutput
+    """
+    n_layers = sum(isinstance(p.feed_forward, VMoEParams) for p in params.blocks)
+    _check_encode(sequences, z, used, n_layers)
+    draws = iter([None] * n_layers if z is None else z)
+    together = None if used is None else ops.concatenate([u.reshape(-1) for u in used])    # [T]
+    masks = [None] * len(sequences) if used is None else [u[:, None, None] for u in used]
+    layers = []
+    for p in params.blocks:
+        sequences = [x + _attention(p, x, mask) for x, mask in zip(sequences, masks)]      # Eq. (2)
+        seen = [_norm(p.feed_forward_norm, x) for x in sequences]
+        if isinstance(p.feed_forward, VMoEParams):
+            tokens = ops.concatenate([x.reshape(-1, x.shape[-1]) for x in seen])           # [T, D]
+            layers.append(moe_layer(p.feed_forward, tokens, capacity, k, next(draws), n_groups,
+                                    route, together, activation))
+            y = _apart(layers[-1].y, seen)
+        else:
+            y = [nn.mlp(p.feed_forward, x, activation) for x in seen]
+        sequences = [x + change for x, change in zip(sequences, y)]                        # Eq. (3)
+    return EncoderOutput([_norm(params.norm, x) for x in sequences], layers)               # Eq. (4)
+
+
+def _check_encode(sequences, z, used, n_layers):
+    for name, given, n in [("used", used, len(sequences)), ("z", z, n_layers)]:
+        if given is not None and len(given) != n:
+            raise ValueError(f"encode: {name} must have {n} parts, one for each "
+                             f"{'kind of sequence' if name == 'used' else 'layer with experts'}; "
+                             f"got {len(given)}")
+
+
+def _attention(p, x, mask):
+    seen = _norm(p.attention_norm, x)
+    return nn.multi_head_attention(p.attention, seen, seen, mask)
+
+
+def _norm(params, x):
+    return nn.layer_norm(params, x, EPSILON)
+
+
+def _apart(y, sequences):
+    """Tokens back in their sequences. [T, D] -> [B, S, D] of each kind"""
+    ends = [0]
+    for x in sequences:
+        ends.append(ends[-1] + math.prod(x.shape[:-1]))
+    return [y[start:end].reshape(x.shape) for start, end, x in zip(ends, ends[1:], sequences)]
+
+
+def encoder_init(rng, n_blocks, width, n_heads, hidden, n_experts, layers, init=init):
+    """``layers`` are the blocks with experts, of ``every`` or ``last``; the others have an MLP."""
+    def feed_forward(block):
+        if block in layers:
+            return init(rng, n_experts, width, hidden)
+        w_in, b_in, w_out, b_out = _mlp_init(rng, width, hidden)
+        return nn.LinearParams(w_in, b_in), nn.LinearParams(w_out, b_out)
+
+    return EncoderParams(
+        [BlockParams(nn.layer_norm_init(width), nn.attention_init(rng, width, n_heads),
+                     nn.layer_norm_init(width), feed_forward(block)) for block in range(n_blocks)],
+        nn.layer_norm_init(width))
+
+
+class VisionTransformerParams(NamedTuple):
+    patch: nn.LinearParams               # [P*P*C, D]
+    class_token: Tensor                  # [D]      None: the mean of the tokens is classified
+    position: Tensor                     # [S, D]   the class token's first
+    encoder: EncoderParams
+    representation: nn.LinearParams      # [D, D]   before a tanh; None in fine-tuning
+    head: nn.LinearParams                # [D, V]   V classes
+
+
+class VisionTransformerOutput(NamedTuple):
+    logits: Tensor                       # [B, V]
+    layers: list                         # VMoEOutput of each block with experts
+
+
+def patches(image, size):
+    """Squares of ``size`` pixels, row after row, a pixel's channels side by side.
+
+    ValueError where they do not fill the image. [B, height, width, C] -> [B, S, size*size*C]
+    """
+    B, height, width, C = image.shape
+    if size < 1 or height % size or width % size:
+        raise ValueError(f"patches: needs a size that divides the image's {(height, width)}; "
+                         f"got {size}")
+    rows, columns = height // size, width // size
+    y = image.reshape(B, rows, size, columns, size, C).transpose(0, 1, 3, 2, 4, 5)
+    return y.reshape(B, rows * columns, size * size * C)
+
+
+def embed(params, x):
+    """Each patch a token, the class token in front, and their positions added. Eq. (1)
+
+    [B, S', P*P*C] -> [B, S, D]
+    """
+    tokens = nn.linear(params.patch, x)                                # [B, S', D]
+    if params.class_token is not None:
+        first = ops.broadcast_to(params.class_token, shape=(len(x), 1, tokens.shape[-1]))
+        tokens = ops.concatenate([first, tokens], axis=1)              # [B, S, D]
+    return tokens + params.position
+
+
+def vmoe(params, x, capacity, k, z=None, n_groups=1, route=route_vanilla, activation=ops.gelu):
+    """Logits of each class, from patches. [B, S', P*P*C] -> [B, V]"""
+    out = encode(params.encoder, [embed(params, x)], capacity, k, z, n_groups, route,
+                 activation=activation)
+    tokens = out.y[0]                                                  # [B, S, D]
+    seen = tokens.mean(axis=1) if params.class_token is None else tokens[:, 0]    # [B, D]
+    if params.representation is not None:
+        seen = ops.tanh(nn.linear(params.representation, seen))
+    return VisionTransformerOutput(nn.linear(params.head, seen), out.layers)
+
+
+def vmoe_init(rng, n_patches, patch_width, n_classes, encoder, class_token=True):
+    """Around the parameters of an encoder: positions N(0, 0.02^2), class token and head zero.
+
+    As released; without a representation layer.
+    """
+    zeros, D = namespace().zeros, encoder.norm.scale.shape[0]
+    return VisionTransformerParams(
+        nn.LinearParams(_lecun_normal(rng, patch_width, D), zeros(D)),
+        zeros(D) if class_token else None,
+        0.02 * rng.standard_normal((n_patches + class_token, D)), encoder,
+        None, nn.LinearParams(zeros((D, n_classes)), zeros(n_classes)))
+
+
+def n_parameters(n_blocks, width, hidden, n_patches, patch_width, n_classes, n_experts=1,
+                 layers=()):
+    """Parameters of ``vmoe`` with class token and representation layer, as in pre-training.
+
+    ``layers`` are the blocks with experts, whose numbers are the paper's in millions.
+    """
+    D, H, E = width, hidden, n_experts
+    mlp = 2 * D * H + H + D
+    block = 4 * D * (D + 1) + 2 * 2 * D + mlp      # attention, two layer norms, and the MLP
+    ends = ((patch_width + 1) * D + D + (n_patches + 1) * D     # patches, class token, positions
+            + 2 * D + (D + 1) * D + (D + 1) * n_classes)        # layer norm, representation, head
+    return n_blocks * block + ends + len(layers) * ((E - 1) * mlp + D * E)
+
+
+# -- Recorded runs -------------------------------------------------------------------------------
+
+ALGORITHMS = {"vanilla": route_vanilla, "batch_prioritized": route_batch_prioritized}
+EXPERTS = VMoEParams("D E", "E D H", "E H", "E H D", "E D")
+MLP = nn.LinearParams("D H", "H"), nn.LinearParams("H D", "D")
+
+
+def _letters(*feed_forward):
+    """The shapes of a Vision Transformer whose blocks have these layers after attention."""
+    norm, linear = nn.LayerNormParams("D", "D"), nn.LinearParams
+    attention = nn.AttentionParams(*["D A W"] * 3, "A W D", *["A W"] * 3, "D")
+    return VisionTransformerParams(
+        linear("P D", "D"), "D", "S D",
+        EncoderParams([BlockParams(norm, attention, norm, p) for p in feed_forward], norm),
+        linear("D D", "D"), linear("D V", "V"))
+
+
+def _keys(letters):
+    return {f"param.{name}": shape for name, shape in tree.named_leaves(letters).items()}
+
+
+def _params(letters, case):
+    names = iter(tree.named_leaves(letters))
+    return tree.map(lambda _: Tensor(case.params[next(names)]), letters)
+
+
+def routing_oracle(case):
+    """Who sits where, by both algorithms and both scores."""
+    gates, used = case.inputs["gates"], case.inputs["used"]
+    by_sum = partial(route_batch_prioritized, score=sum_of_gates)
+    return {name: algorithm(gates, used=used, **case.settings)._asdict()
+            for name, algorithm in {**ALGORITHMS, "by_sum": by_sum}.items()}
+
+
+def layer_oracle(case):
+    """The layer by both algorithms, and gradients of <y, cotangent> and of both losses."""
+    leaves = tree.map(Tensor, {"x": case.inputs["x"], **case.params})
+    params = VMoEParams(*(leaves[name] for name in VMoEParams._fields))
+    outputs = {name: moe_layer(params, leaves["x"], z=case.inputs["z"], route=algorithm,
+                               used=case.inputs["used"], **case.settings)
+               for name, algorithm in ALGORITHMS.items()}
+    first = outputs["vanilla"]
+    losses = {"importance_loss": first.importance_loss, "load_loss": first.load_loss}
+    found = {**first.router._asdict(),
+             **{name: {**out.routing._asdict(), "y": out.y} for name, out in outputs.items()},
+             **losses}
+    losses |= {name: (out.y * case.inputs["cotangent"]).sum() for name, out in outputs.items()}
+    found["grad"] = {name: grad(loss, leaves) for name, loss in losses.items()}
+    return tree.map(stop_gradient, found)
+
+
+def vision_transformer_oracle(case):
+    """A Vision Transformer without experts, and the gradient of <logits, cotangent>."""
+    params = _params(DENSE, case)
+    x = patches(case.inputs["image"], case.settings["patch_size"])     # [B, S', P*P*C]
+    tokens = embed(params, x)                                          # [B, S, D]
+    out = vmoe(params, x, capacity=None, k=None)
+    return tree.map(stop_gradient, {
+        "tokens": tokens, "logits": out.logits,
+        "grad": grad((out.logits * case.inputs["cotangent"]).sum(), params)})
+
+
+def vmoe_oracle(case):
+    """A training step by both algorithms: cross-entropy, losses of balance, and gradients."""
+    params, found = _params(SPARSE, case), {}
+    for name, algorithm in ALGORITHMS.items():
+        out = vmoe(params, case.inputs["x"], z=case.inputs["z"], route=algorithm, **case.settings)
+        loss = training_loss(ops.cross_entropy(out.logits, case.inputs["label"]).mean(), out.layers)
+        layers = [{"expert": layer.routing.expert, "keep": layer.routing.keep,
+                   "gates": layer.router.gates, "importance_loss": layer.importance_loss,
+                   "load_loss": layer.load_loss} for layer in out.layers]
+        found[name] = {"layers": layers, "logits": out.logits, "loss": loss,
+                       "grad": grad(loss, params)}
+    return tree.map(stop_gradient, found)
+
+
+DENSE, SPARSE = _letters(MLP, MLP), _letters(MLP, EXPERTS, MLP, EXPERTS)
+SETTINGS = {"set.capacity": "", "set.k": "", "set.n_groups": ""}
+ORACLES = {
+    "routing": ({"in.gates": "T E", "in.used": "bool T", **SETTINGS}, routing_oracle),
+    "layer": ({"in.x": "T D", "in.z": "T E", "in.used": "bool T", "in.cotangent": "T D", **SETTINGS,
+               **_keys(EXPERTS)}, layer_oracle),
+    "vision_transformer": ({"in.image": "B I J C", "in.cotangent": "B V", "set.patch_size": "",
+                            **_keys(DENSE)}, vision_transformer_oracle),
+    "vmoe": ({"in.x": "B U P", "in.z": "L T E", "in.label": "int B", **SETTINGS, **_keys(SPARSE)},
+             vmoe_oracle),
+}
