@@ -6,6 +6,7 @@ Not a test: ``oracle/test_files.py`` runs a few thousand of the same. A file is 
 seed and number alone, ``mutated(seed, number, formats)``.
 """
 import argparse
+import copy
 import io
 import json
 import os
@@ -35,6 +36,13 @@ WORDS = (b"<f8", b">f8", b"|O", b"|b1", b"<f2", b"|V8", b"True", b"F64", b"F32",
          b"[", b"]", b"{", b"}", b"(", b")", b",", b":", b'"', b"'", b"[" * 40, b"[" * 5000,
          b"9" * 20, b"9" * 5000, b"PK\1\2", b"PK\3\4", b"PK\5\6", b"\x93NUMPY", b"__metadata__",
          b'"a": 1,', b'"dtype":', b'"data_offsets": [0, 8]', b" " * 64)
+VALUES = (None, True, False, *NUMBERS, -1, 1.5, -0.0, 1e308, 10**400, "", "NaN", "Infinity", "F64",
+          "F32", "F16", "BF16", "BOOL", "I64", "U8", "float64", "float32", "float16", "bfloat16",
+          "bool", "int64", "uint8", "object", ">f8", [], [[]], [[], []], {}, [1, [2]],
+          [[1], [2, 3]], [0, 8], [8, 16], [8, 0], [2, 3], [[1, 2], [3, 4.5]], [True, 1], [0] * 40,
+          {"data": [1]},
+          {"dtype": "F64", "shape": [1], "data_offsets": [0, 8]},
+          {"dtype": "float64", "shape": [2], "data": [1, 2]})
 
 
 class Slowest(NamedTuple):
@@ -170,11 +178,40 @@ def _inside_npz(data, other, rng):
 def _inside_safetensors(data, other, rng):
     """The header mutated, and its length right."""
     n = int.from_bytes(data[:8], "little")
-    header = _some(data[8:8 + n], other, rng)
+    header = _inside_json(data[8:8 + n], other, rng)
     return struct.pack("<Q", len(header)) + header + data[8 + n:]
 
 
-INSIDE = {".npz": _inside_npz, ".safetensors": _inside_safetensors, ".json": _some}
+def _inside_json(data, other, rng):
+    """Values made others in JSON that stays JSON, or mutated text."""
+    if rng.integers(2):
+        return _some(data, other, rng)
+    whole = json.loads(data)
+    for _ in range(rng.integers(1, 3)):
+        _change_value(whole, rng)
+    return json.dumps(whole).encode()
+
+
+def _change_value(whole, rng):
+    """Another value at some place: at the top of the tree as likely as deep down."""
+    inner = whole
+    while True:
+        names = list(inner) if isinstance(inner, dict) else list(range(len(inner)))
+        if not names:
+            return
+        name = names[rng.integers(len(names))]
+        if not isinstance(inner[name], (dict, list)) or rng.integers(4) == 0:
+            break
+        inner = inner[name]
+    if rng.integers(8) == 0:
+        del inner[name]
+    elif rng.integers(8) == 0:
+        inner[name] = [inner[name]]
+    else:
+        inner[name] = copy.deepcopy(VALUES[rng.integers(len(VALUES))])
+
+
+INSIDE = {".npz": _inside_npz, ".safetensors": _inside_safetensors, ".json": _inside_json}
 
 
 def mutated(seed, number, formats=FORMATS):

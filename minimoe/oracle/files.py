@@ -4,10 +4,11 @@ A file may come from anywhere. Nothing in it is unpickled, what it claims is hel
 that are there before memory is taken, and whatever is wrong with it is one RunError. However a file
 is made, reading it takes no more memory than
 
-    4 times its size, and SMALL
+    4 times its size, and SMALL, and half a megabyte of buffers
 
 SMALL is for what unpacks: an archive may unpack to 4 times its own size, or to SMALL where that is
-more, and text is counted before it is parsed, because a list in Python takes 30 times its text.
+more, and text is counted before it is parsed, because a list in Python takes 30 times its text. Of
+arrays there are MOST_ARRAYS at most, because each takes its time however small it is.
 
 JSON holds an object, each array of it in full, or as a number or a nested list where 64 bits will
 do; numbers that JSON does not have are strings, and what stands under ``__metadata__`` is not read:
@@ -30,7 +31,7 @@ import numpy as np
 
 SMALL = 2**24                # bytes
 CHUNK = 2**16
-MOST_AXES = 32
+MOST_AXES, MOST_ARRAYS = 32, 4096
 METADATA = "__metadata__"    # a key of JSON and of safetensors: text about the file, no array
 DAMAGED = "is truncated or damaged"
 
@@ -121,6 +122,11 @@ def _checked(key, seen=()):
     return key
 
 
+def _check_number(n_arrays):
+    if n_arrays > MOST_ARRAYS:
+        raise RunError(f"holds {n_arrays:,} arrays; needs {MOST_ARRAYS:,} at most")
+
+
 def _check_size(shape, dtype, there):
     """``shape`` takes the bytes that are there; RunError otherwise."""
     claimed = math.prod(shape) * dtype.itemsize
@@ -208,8 +214,9 @@ def _members(file, size):
     if place < 0:
         raise RunError(DAMAGED)
     *_, n_members, n_bytes, where, n_comment = END.unpack_from(tail, place)
-    if 2**32 - 1 in (n_bytes, where) or n_members == 2**16 - 1:
-        raise RunError("is an archive of more than 4 GiB or 65,534 arrays, which is not read")
+    if 2**32 - 1 in (n_bytes, where):
+        raise RunError("is an archive of more than 4 GiB, which is not read")
+    _check_number(n_members)
     end = size - len(tail) + place
     if place + END.size + n_comment != len(tail) or where + n_bytes > end:
         raise RunError(DAMAGED)
@@ -393,7 +400,8 @@ def _widened(halves):
 # -- .json ---------------------------------------------------------------------------------------
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-COST = {b",": 72, b"[": 96, b"{": 320, b":": 160}   # bytes at most that Python takes for each
+COST = {b",": 72, b"[": 96, b"{": 320, b":": 400}   # bytes at most that Python takes for each
+PLAIN, WIDE = 3, 9     # and of text: as read, as text, and once more in it; with 4 bytes a letter
 NOT_IN_JSON = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -409,7 +417,7 @@ def _json(file, size):
 def _parsed(data):
     """The object in the bytes of JSON; RunError where a key is there twice."""
     cost = sum(data.count(mark) * cost for mark, cost in COST.items())
-    cost += len(data) * (2 if data.isascii() else 5)
+    cost += len(data) * (PLAIN if data.isascii() and b"\\" not in data else WIDE)
     if cost > 4 * len(data) + SMALL:
         raise RunError(f"has {len(data):,} bytes of JSON, which would take far more memory; "
                        f"save it as .npz or .safetensors")
@@ -427,6 +435,7 @@ def _parsed(data):
         raise RunError(f"{DAMAGED}: it is not JSON in UTF-8") from None
     if type(parsed) is not dict:
         raise RunError("holds no object of arrays by key")
+    _check_number(len(parsed))
     return parsed
 
 
