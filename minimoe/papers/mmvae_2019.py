@@ -145,7 +145,12 @@ def log_mixture_posterior(q, z, alpha=None):
 
 def component_log_densities(q, z):
     """log q(z | x_m) for each m, of every sample. [M, K, B, D] -> [M, M, K, B]"""
-    return laplace_log_density(z, q.location[:, None, None], q.scale[:, None, None]).sum(axis=-1)
+    return log_densities_of_dimensions(q, z).sum(axis=-1)
+
+
+def log_densities_of_dimensions(q, z):
+    """The same before dimensions are multiplied. [M, K, B, D] -> [M, M, K, B, D]"""
+    return laplace_log_density(z, q.location[:, None, None], q.scale[:, None, None])
 
 
 def log_likelihoods(decoders, x, z, likelihoods, present=None):
@@ -411,9 +416,6 @@ def marginal_log_likelihood(decoder, scale, q, x, z, likelihood):
 # -- Recorded runs -------------------------------------------------------------------------------
 # Two modalities, with one hidden layer each.
 
-LIKELIHOODS = (laplace_log_likelihood, laplace_log_likelihood)
-
-
 def shapes():
     """The parameters of a recorded run, with shapes in letters at the leaves."""
     heads = nn.LinearParams("H D", "D")
@@ -428,37 +430,58 @@ def _params(case):
     return tree.map(lambda _: Tensor(case.params[next(names)]), shapes())
 
 
+def _likelihoods():
+    return laplace_log_likelihood, laplace_log_likelihood
+
+
 def bounds_oracle(case):
-    """Every step on the way to a log weight, every bound, and what the bounds' gradients are."""
-    inputs, params = case.inputs, _params(case)
+    """Every step on the way to a log weight, every bound, and gradients of their means.
+
+    The estimators' gradients are of the sum over the batch.
+    """
+    inputs, params, likelihoods = case.inputs, _params(case), _likelihoods()
     x, u, rho = (inputs["x.0"], inputs["x.1"]), inputs["u"], case.settings["rho"]
     q, scale = posteriors(params.encoders, x), prior_scale(params.prior)
     z = samples(q, u)
-    log_p = log_likelihoods(params.decoders, x, z, LIKELIHOODS)
-    log_w = log_weights(params.decoders, scale, q, x, z, LIKELIHOODS, rho)
+    log_p = log_likelihoods(params.decoders, x, z, likelihoods)
+    log_w = log_weights(params.decoders, scale, q, x, z, likelihoods, rho)
     bounds = {"naive_elbo": naive_elbo(log_p, q, scale, rho), "elbo": elbo(log_w),
               "looser_bound": looser_bound(log_w), "tighter_bound": tighter_bound(log_w),
-              "cheap_elbo": cheap_elbo(params.decoders, scale, q, x, z[:, :1], LIKELIHOODS)}
+              "cheap_elbo": cheap_elbo(params.decoders, scale, q, x, z[:, :1], likelihoods)}
     gradients = {
-        f"{estimator.__name__}.{name}": estimator(
-            params, x, u, LIKELIHOODS, rho, bound=bound).gradient
-        for estimator in (dreg_gradient, released_gradient)
-        for name, bound in (("looser", LOOSER), ("tighter", TIGHTER))}
+        name: {of: estimator(params, x, u, likelihoods, rho, bound=bound,
+                             scale_of_prior=prior_scale).gradient
+               for of, bound in (("looser", _looser()), ("tighter", _tighter()))}
+        for name, estimator in (("dreg_gradient", dreg_gradient),
+                                ("released_gradient", released_gradient))}
     return tree.map(stop_gradient, {
-        "location": q.location, "scale": q.scale, "z": z, "log_likelihoods": log_p,
-        "log_mixture_posterior": log_mixture_posterior(q, z), "log_w": log_w,
+        "location": q.location, "scale": q.scale, "prior_scale": scale, "z": z,
+        "log_prior": laplace_log_density(z, 0.0, scale).sum(axis=-1),
+        "log_densities_of_dimensions": log_densities_of_dimensions(q, z),
+        "component_log_densities": component_log_densities(q, z),
+        "log_mixture_posterior": log_mixture_posterior(q, z),
+        "decoded": [decode(layers, z) for layers in params.decoders], "log_likelihoods": log_p,
+        "log_w": log_w,
         "looser_weights": looser_weights(log_w), "tighter_weights": tighter_weights(log_w),
-        **bounds, "grad": {**{name: grad(bound.sum(), params) for name, bound in bounds.items()},
-                           **gradients}})
+        "kl": laplace_kl(q.location, q.scale, 0.0, scale).sum(axis=-1), **bounds, **gradients,
+        "grad": {name: grad(bound.mean(), params) for name, bound in bounds.items()}})
+
+
+def _looser():
+    return Bound(looser_bound, looser_weights)
+
+
+def _tighter():
+    return Bound(tighter_bound, tighter_weights)
 
 
 def multivae_oracle(case):
     """MultiVae's two losses to train by, ``dreg_looser`` and ``iwae_looser``, of the batch."""
     present = case.inputs["present"]
-    dreg, looser = (_as_multivae(case, by, LOOSER, present) for by in (dreg_gradient,
-                                                                       iwae_gradient))
-    return {"looser_bound": looser.bound.sum(),
-            "grad": {"dreg": dreg.gradient, "looser": looser.gradient}}
+    dreg, looser = (_as_multivae(case, by, _looser(), present) for by in (dreg_gradient,
+                                                                          iwae_gradient))
+    return {"looser_bound": looser.bound.sum(), "dreg_gradient": dreg.gradient,
+            "grad": {"looser_bound": looser.gradient}}
 
 
 def multivae_iwae_oracle(case):
@@ -466,13 +489,13 @@ def multivae_iwae_oracle(case):
 
     Of complete data: there, the weight of what is missing is 1 where it should be 0.
     """
-    tighter = _as_multivae(case, iwae_gradient, TIGHTER)
-    return {"tighter_bound": tighter.bound.sum(), "grad": tighter.gradient}
+    tighter = _as_multivae(case, iwae_gradient, _tighter())
+    return {"tighter_bound": tighter.bound.sum(), "grad": {"tighter_bound": tighter.gradient}}
 
 
 def _as_multivae(case, gradient, bound, present=None):
     inputs = case.inputs
-    return gradient(_params(case), (inputs["x.0"], inputs["x.1"]), inputs["u"], LIKELIHOODS,
+    return gradient(_params(case), (inputs["x.0"], inputs["x.1"]), inputs["u"], _likelihoods(),
                     case.settings["rho"], present, bound, prior_scale_cub)
 
 
@@ -482,4 +505,80 @@ ORACLES = {
     "bounds": (INPUTS, bounds_oracle),
     "multivae": ({**INPUTS, "in.present": "bool M B"}, multivae_oracle),
     "multivae_iwae": (INPUTS, multivae_iwae_oracle),
+}
+
+
+# -- Cases and conventions -----------------------------------------------------------------------
+
+def _pixels_and_draws(*changes):
+    """Grey pixels; draws off 0, whose sample depends on the dtype, and off 1/2, its location."""
+    def draw(arrays, rng):
+        for m in range(2):
+            arrays[f"in.x.{m}"] = rng.integers(256, size=arrays[f"in.x.{m}"].shape) / 255
+        arrays["in.u"] = (2 * rng.integers(64, size=arrays["in.u"].shape) + 1) / 128
+        for change in changes:
+            change(arrays, rng)
+
+    return draw
+
+
+def _some_missing(arrays, rng):
+    """Of every datum one modality is there, of the first both."""
+    present = arrays["in.present"]
+    present[0] = rng.random(present.shape[1]) < 0.5
+    present[1] = ~present[0]
+    present[:, 0] = True
+
+
+def _far_apart(arrays, rng):
+    """Each posterior's samples are impossible under the other's."""
+    arrays["param.encoders.0.location.b"] += 8
+    arrays["param.encoders.1.location.b"] -= 8
+
+
+def _narrow(arrays, rng):
+    """One dimension has almost all of the width that there is."""
+    for m in range(2):
+        arrays[f"param.encoders.{m}.scale.b"][0] += 3
+
+
+_SIZES = dict(M=2, D=3, H=4, W0=4, W1=3, rho=[1.0, 1.0])
+_SCALED = {**_SIZES, "rho": [1.0, 1.25]}
+
+CASES = {
+    "one_sample": ("bounds", dict(K=1, B=4, **_SIZES), "one sample", _pixels_and_draws()),
+    "three_samples": ("bounds", dict(K=3, B=4, **_SCALED), "", _pixels_and_draws()),
+    "one_datum": ("bounds", dict(K=4, B=1, **_SIZES), "degenerate, one datum",
+                  _pixels_and_draws()),
+    "one_dimension": ("bounds", dict(K=2, B=7, **{**_SIZES, "D": 1}), "degenerate",
+                      _pixels_and_draws()),
+    "far_apart": ("bounds", dict(K=2, B=8, **_SIZES), "extreme", _pixels_and_draws(_far_apart)),
+    "narrow": ("bounds", dict(K=2, B=7, **_SIZES), "extreme", _pixels_and_draws(_narrow)),
+    "multivae_one_sample": ("multivae", dict(K=1, B=4, **_SIZES), "one sample",
+                            _pixels_and_draws()),
+    "multivae_five_samples": ("multivae", dict(K=5, B=4, **_SCALED), "", _pixels_and_draws()),
+    "multivae_some_missing": ("multivae", dict(K=4, B=6, **_SIZES), "missing",
+                              _pixels_and_draws(_some_missing)),
+    "multivae_one_datum": ("multivae", dict(K=3, B=1, **_SIZES), "degenerate, one datum",
+                           _pixels_and_draws()),
+    "iwae_one_sample": ("multivae_iwae", dict(K=1, B=3, **_SIZES), "one sample",
+                        _pixels_and_draws()),
+    "iwae_four_samples": ("multivae_iwae", dict(K=4, B=3, **_SCALED), "", _pixels_and_draws()),
+    "iwae_one_datum": ("multivae_iwae", dict(K=4, B=1, **_SIZES), "degenerate, one datum",
+                       _pixels_and_draws()),
+}
+
+CONVENTIONS = {
+    "the prior's scales are a millionth wider, as released for CUB":
+        {"prior_scale": "prior_scale_cub"},
+    "the prior's scales are D softmax and nothing more": {"prior_scale_cub": "prior_scale"},
+    "w~ stands once for encoders, as in the released code":
+        {"doubly_reparametrised": "sticking_the_landing"},
+    "w~ stands squared for encoders, as the text has it":
+        {"sticking_the_landing": "doubly_reparametrised"},
+    "the plain gradient in place of DReG": {"dreg_gradient": "iwae_gradient"},
+    "the tighter bound in place of the looser":
+        {"looser_bound": "tighter_bound", "looser_weights": "tighter_weights"},
+    "the looser bound in place of the tighter":
+        {"tighter_bound": "looser_bound", "tighter_weights": "looser_weights"},
 }

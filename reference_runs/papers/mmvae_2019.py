@@ -46,8 +46,11 @@ class Decoder(BaseDecoder):
         BaseDecoder.__init__(self)
         self.layers = ModuleList([Linear(D, H), Linear(H, width)])
 
+    def logits(self, z):
+        return self.layers[1](torch.relu(self.layers[0](z)))
+
     def forward(self, z):
-        mean = torch.sigmoid(self.layers[1](torch.relu(self.layers[0](z))))
+        mean = torch.sigmoid(self.logits(z))
         return ModelOutput(reconstruction=mean.clamp(1e-6, 1 - 1e-6))
 
 
@@ -103,20 +106,26 @@ class Datum:
         self.z = [[self.q[m].icdf(u[m, k]) for k in range(len(u[m]))] for m in range(M)]
         densities = [Laplace(q.loc.detach(), q.scale.detach()) for q in self.q] if stopped \
             else self.q
-        self.log_q = [[[densities[r].log_prob(z).sum() for r in range(M)] for z in row]
-                      for row in self.z]
-        self.log_mixture = [[torch.logsumexp(torch.stack(each), dim=0) - math.log(M)
-                             for each in row] for row in self.log_q]
+        self.by_dimension = [[[densities[r].log_prob(z) for z in row] for row in self.z]
+                             for r in range(M)]
+        self.log_q = [[[found.sum() for found in row] for row in rows]
+                      for rows in self.by_dimension]
+        self.log_mixture = [[torch.logsumexp(torch.stack([of[m][k] for of in self.log_q]), dim=0)
+                             - math.log(M) for k in range(len(u[m]))] for m in range(M)]
+        self.log_prior = [[self.p.log_prob(z).sum() for z in row] for row in self.z]
+        self.decoded = [[[networks.decoders[d].logits(z) for z in row] for row in self.z]
+                        for d in range(M)]
+        self.kl = [kl_divergence(q, self.p).sum() for q in self.q]
         self.log_p = [[[Laplace(networks.decoders[d](z).reconstruction, 0.75).log_prob(x[d]).sum()
                         for z in row] for row in self.z] for d in range(M)]
-        self.log_w = [[self.p.log_prob(z).sum() + sum(rho[d] * self.log_p[d][m][k]
-                                                      for d in range(M)) - self.log_mixture[m][k]
-                       for k, z in enumerate(row)] for m, row in enumerate(self.z)]
+        self.log_w = [[self.log_prior[m][k] - self.log_mixture[m][k]
+                       + sum(rho[d] * self.log_p[d][m][k] for d in range(M))
+                       for k in range(len(row))] for m, row in enumerate(self.z)]
 
     def naive_elbo(self, rho):
         K = len(self.z[0])
         return sum(sum(sum(rho[d] * self.log_p[d][m][k] for d in range(M)) for k in range(K)) / K
-                   - kl_divergence(self.q[m], self.p).sum() for m in range(M)) / M
+                   - self.kl[m] for m in range(M)) / M
 
     def elbo(self):
         return sum(sum(row) / len(row) for row in self.log_w) / M
@@ -177,7 +186,8 @@ def record_bounds(case, seed, K, B, rho=(1.0, 1.0), scale=0.7):
               "looser_bound": [datum.looser() for datum in data],
               "tighter_bound": [datum.tighter() for datum in data],
               "cheap_elbo": [datum.cheap_elbo() for datum in data]}
-    gradients = {name: networks.gradients(sum(of_data)) for name, of_data in bounds.items()}
+    gradients = {f"grad.{name}": networks.gradients(sum(of_data) / B)
+                 for name, of_data in bounds.items()}
     for name, squared in (("dreg_gradient", True), ("released_gradient", False)):
         for bound, together in (("looser", False), ("tighter", True)):
             gradients[f"{name}.{bound}"] = networks.gradients(
@@ -198,14 +208,19 @@ def record_bounds(case, seed, K, B, rho=(1.0, 1.0), scale=0.7):
          **{"in": inputs(x, u)}, param=networks.named(lambda p: p.detach()), set={"rho": rho},
          out={"location": by_datum(lambda d: [q.loc for q in d.q]).swapaxes(1, 2),
               "scale": by_datum(lambda d: [q.scale for q in d.q]).swapaxes(1, 2),
-              "z": by_datum(lambda d: d.z).swapaxes(2, 3),
+              "prior_scale": data[0].p.scale, "z": by_datum(lambda d: d.z).swapaxes(2, 3),
+              "log_prior": by_datum(lambda d: d.log_prior),
+              "log_densities_of_dimensions": by_datum(lambda d: d.by_dimension).swapaxes(3, 4),
+              "component_log_densities": by_datum(lambda d: d.log_q),
+              **{f"decoded.{m}": by_datum(lambda d: d.decoded[m]).swapaxes(2, 3)
+                 for m in range(M)}, "kl": by_datum(lambda d: d.kl),
               "log_likelihoods": by_datum(lambda d: d.log_p),
               "log_mixture_posterior": by_datum(lambda d: d.log_mixture),
               "log_w": by_datum(lambda d: d.log_w),
               "looser_weights": by_datum(lambda d: d.weights(False)),
               "tighter_weights": by_datum(lambda d: d.weights(True)),
               **{name: torch.stack(of_data) for name, of_data in bounds.items()},
-              **{f"grad.{name}.{key}": g for name, named in gradients.items()
+              **{f"{name}.{key}": g for name, named in gradients.items()
                  for key, g in named.items()}})
 
 
@@ -255,8 +270,8 @@ def record_multivae(case, seed, K, B, rho=(1.0, 1.0), missing=False, iwae=False)
         return -out.loss, gradients
 
     value, plain = run("iwae_looser")
-    gradients = {"grad": plain} if iwae else {"grad.dreg": run("dreg_looser")[1],
-                                              "grad.looser": plain}
+    gradients = {"grad.tighter_bound": plain} if iwae else {
+        "dreg_gradient": run("dreg_looser")[1], "grad.looser_bound": plain}
     save(f"{PAPER}/{'multivae_iwae' if iwae else 'multivae'}/{case}", seed=seed, packages=PACKAGES,
          source={**MULTIVAE, "entry": "multivae.models.MMVAE" + (".iwae" if iwae else "")},
          **{"in": inputs(x, u, **({} if iwae else {"present": present}))},
