@@ -238,7 +238,7 @@ def fuzz(n_files, seed=0, formats=FORMATS, sample=50, first=0, report=None):
             measured = number % sample == 0
             if measured:
                 tracemalloc.start()
-            began = time.perf_counter()
+            began = time.process_time()
             try:
                 read_file(path)
             except RunError as error:
@@ -250,7 +250,7 @@ def fuzz(n_files, seed=0, formats=FORMATS, sample=50, first=0, report=None):
                 errors[words] = errors.get(words, 0) + 1
             except Exception as error:
                 escaped.append((number, repr(error)))
-            seconds = time.perf_counter() - began
+            seconds = time.process_time() - began
             if measured:
                 taken = tracemalloc.get_traced_memory()[1]
                 tracemalloc.stop()
@@ -275,7 +275,8 @@ def main():
     seconds = time.perf_counter() - began
     print(f"{found.files:,} mutated files, seed {args.seed}, in {seconds:.0f} s: "
           f"{found.refused:,} refused, {found.files - found.refused:,} read")
-    print(f"slowest: {found.slowest.seconds * 1000:.1f} ms, file {found.slowest.number}")
+    print(f"slowest: {found.slowest.seconds * 1000:.1f} ms of the processor, "
+          f"file {found.slowest.number}")
     print(f"memory, of {found.sampled:,}: {found.peak:,} bytes at most, "
           f"{found.excess:,} beyond 4 times the file at most")
     for words, times in sorted(found.errors.items(), key=lambda pair: -pair[1])[:25]:
