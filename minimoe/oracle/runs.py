@@ -42,7 +42,8 @@ def read_run(path, schema):
     shapes = {numbered: letters for key, letters in schema.items()
               for numbered in _numbered(key, arrays)}
     for key in shapes.keys() & arrays.keys():
-        if dtypes[key] == "" and arrays[key].dtype.kind == "i" and _kind(shapes[key]) == "float":
+        if (dtypes[key] == "" and arrays[key].dtype.kind == "i" and not key.startswith("set.")
+                and not shapes[key].startswith(("int", "bool"))):
             arrays[key] = arrays[key].astype(np.float64)   # [1, 2] of JSON
     problems = list(_problems(arrays, shapes, schema))
     if problems:
@@ -95,11 +96,6 @@ def _numbered(key, arrays):
     n = sum(k.startswith(before) and k.endswith(after)
             and k[len(before):len(k) - len(after)].isdecimal() for k in arrays)
     return [f"{before}{i}{after}" for i in range(max(n, 1))]
-
-
-def _kind(letters):
-    """What the letters of a schema ask for."""
-    return letters.split()[0] if letters.startswith(("int", "bool")) else "float"
 
 
 def _misfits(key, array, letters, sizes):
