@@ -910,7 +910,7 @@ def transformer_oracle(case):
     params = tree.map(lambda letters: leaves[next(names)], _transformer_shapes())
     draws = TransformerDraws(inputs["draws.encoder"], inputs["draws.decoder"])
     out = transformer(params, inputs["source"], inputs["target"], draws, case.settings["n_groups"],
-                      inputs["source_used"], inputs["target_used"], expert_capacity, algorithm_1)
+                      inputs["source_used"], inputs["target_used"])
     return tree.map(stop_gradient, {
         "routings": [r._asdict() for r in out.routings], "logits": out.logits,
         "aux_loss": out.aux_loss,
@@ -1024,9 +1024,9 @@ def _sentences(arrays, rng):
 
 def _padded_sentences(arrays, rng):
     _sentences(arrays, rng)
-    arrays["in.source_used"][0, 3:] = False
-    arrays["in.target_used"][1, 2:] = False
-    arrays["in.cotangent"][1, 2:] = 0
+    arrays["in.source_used"][0, 2:] = False
+    arrays["in.target_used"][0, 2:] = False
+    arrays["in.cotangent"][0, 2:] = 0
 
 
 _LAYER = dict(G=1, S=16, D=8, E=4, H=6)
@@ -1056,6 +1056,8 @@ CASES = {
     "large_logits": ("layer", dict(_LAYER, capacity=32), "k2, extreme", _large),
     "wide": ("layer", dict(_LAYER, S=10, D=4, E=288, H=2, capacity=2), "k2, wide, E>256",
              _beyond_256),
+    "wide_overflowing": ("layer", dict(_LAYER, S=10, D=4, E=288, H=2, capacity=1),
+                         "k2, wide, E>256, drops", _beyond_256),
 
     "padding": ("layer_padded", dict(_LAYER, capacity=5), "k2, padding, drops", _padding),
     "padding_with_room": ("layer_padded", dict(_LAYER, capacity=32), "k2, padding", _padding),
@@ -1094,17 +1096,7 @@ CASES = {
 
 
 # -- Conventions ---------------------------------------------------------------------------------
-# In place of a function of this file, in a copy of it: ``lambda _:`` is given the copy, and its own
-# functions are those above.
-
-def _second(second):
-    return {"algorithm_1": lambda _: partial(algorithm_1, second=second),
-            "second_random": lambda _: second}
-
-
-def _priority_to_the_certain(gates, *settings, used=None):
-    return algorithm_1(gates, *settings, used=used, order=highest_gate_first(gates))
-
+# What stands in for which function, in a copy of this file; it sees the file as it is, ``paper``.
 
 def _normalized_after(*settings, used=None):
     gating = algorithm_1(*settings, used=used)
@@ -1114,6 +1106,10 @@ def _normalized_after(*settings, used=None):
 def _normalized_after_all(gates, u, capacity, used=None):
     gating = algorithm_1(gates, u, capacity, second_all, used=used)
     return gating._replace(routing=normalized_after(gating.routing))
+
+
+def _not_normalized(gate):
+    return gate
 
 
 def _with_nllb_loss(gates, *settings, used=None):
@@ -1132,55 +1128,65 @@ def _with_second_choice_loss(gates, expert, used=None):
             + second_choice_loss(gates, expert) / 2)
 
 
-_NOT_NORMALIZED = {"pair_normalized": lambda _: lambda gate: gate}
-_OF_ALL_TOKENS = {"_n_used": lambda _: lambda gates, used: max(gates.shape[1], 1)}
+def _half_of_all_choice_counts(expert, n_experts, used=None):
+    return _all_choice_counts(expert, n_experts, used) / 2
+
+
+def _n_of_all_tokens(gates, used):
+    return _n_used(gates, None)
+
+
+def _mean_gates_with_padding(gates, used=None):
+    return mean_gates(gates)
+
+
 CONVENTIONS = {
-    "each second choice is dispatched, as in lingvo, praxis and NLLB": _second(second_all),
-    "no second choice is dispatched, as Mesh TensorFlow may have it": _second(second_none),
+    "each second choice is dispatched, as in lingvo, praxis and NLLB":
+        {"second_random": "second_all"},
+    "no second choice is dispatched, as Mesh TensorFlow may have it":
+        {"second_random": "second_none"},
     "second choices above 0.2 are dispatched, as Mesh TensorFlow may have it":
-        _second(second_threshold),
+        {"second_random": "second_threshold"},
     "second choices are dispatched with probability g_2 / 0.2":
-        _second(second_random_threshold),
+        {"second_random": "second_random_threshold"},
     "second choices that are not dispatched take no number, as in Mesh TensorFlow, lingvo, NLLB":
-        {"algorithm_1": lambda _: partial(algorithm_1, counter=dispatched_counter)},
+        {"decision_counter": "dispatched_counter"},
     "second choices are dispatched with probability g_2 / 0.2, and take a number only then, as in "
     "Mesh TensorFlow": {
-        "algorithm_1": lambda _: partial(algorithm_1, second=second_random_threshold,
-                                         counter=dispatched_counter),
-        "second_random": "second_random_threshold"},
-    "both choices of a token queue before the next token's": {
-        "algorithm_1": lambda _: partial(algorithm_1, counter=token_major_counter)},
-    "the most certain tokens come first, as Tutel, fairseq and NLLB may have it": {
-        "algorithm_1": lambda _: _priority_to_the_certain},
-    "1e-9 is added to g_1 + g_2, as in Mesh TensorFlow, lingvo and praxis": {
-        "pair_normalized": "pair_normalized_mesh"},
-    "weights are normalised after dropping, as in fairscale, DeepSpeed, fairseq and NLLB": {
-        "algorithm_1": lambda _: _normalized_after},
-    "weights are normalised after dropping, and each second choice is dispatched": {
-        "algorithm_1": lambda _: _normalized_after_all, "second_random": "second_all"},
-    "weights are the gates as they are": _NOT_NORMALIZED,
+        "second_random": "second_random_threshold", "decision_counter": "dispatched_counter"},
+    "both choices of a token queue before the next token's":
+        {"decision_counter": "token_major_counter"},
+    "the most certain tokens come first, as Tutel, fairseq and NLLB may have it":
+        {"algorithm_1": "route_batch_prioritized"},
+    "1e-9 is added to g_1 + g_2, as in Mesh TensorFlow, lingvo and praxis":
+        {"pair_normalized": "pair_normalized_mesh"},
+    "weights are normalised after dropping, as in fairscale, DeepSpeed, fairseq and NLLB":
+        {"algorithm_1": "_normalized_after"},
+    "weights are normalised after dropping, and each second choice is dispatched":
+        {"algorithm_1": "_normalized_after_all", "second_random": "second_all"},
+    "weights are the gates as they are": {"pair_normalized": "_not_normalized"},
     "weights are the gates as they are, and each second choice is dispatched, as in flaxformer":
-        {**_NOT_NORMALIZED, **_second(second_all)},
-    "the auxiliary loss is E^2 times as large, as in all released code but fairscale's": {
-        "auxiliary_loss": lambda _: released_auxiliary_loss},
-    "the auxiliary loss is E^2 times as large, with half of that of second choices": {
-        "auxiliary_loss": lambda _: _with_second_choice_loss},
-    "f counts both choices and adds up to 2, as in flaxformer": {
-        "first_choice_counts": lambda _: _all_choice_counts},
-    "f counts both choices and adds up to 1": {
-        "first_choice_counts": lambda _: lambda *settings: _all_choice_counts(*settings) / 2},
-    "the auxiliary loss is of what was dispatched, as in NLLB": {
-        "algorithm_1": lambda _: _with_nllb_loss},
-    "padding is in the divisors of f and m, as in Mesh TensorFlow and lingvo": _OF_ALL_TOKENS,
-    "padding is part of m and in the divisor of f, as in fairseq": {
-        **_OF_ALL_TOKENS, "mean_gates": lambda _: lambda gates, used=None: mean_gates(gates)},
-    "NLLB's gating": {"algorithm_1": lambda _: route_nllb, "second_random": "second_all"},
-    "NLLB's gating, normalised before dropping": {
-        "algorithm_1": lambda _: route_nllb_normalized_before, "second_random": "second_all"},
+        {"pair_normalized": "_not_normalized", "second_random": "second_all"},
+    "the auxiliary loss is E^2 times as large, as in all released code but fairscale's":
+        {"auxiliary_loss": "released_auxiliary_loss"},
+    "the auxiliary loss is E^2 times as large, with half of that of second choices":
+        {"auxiliary_loss": lambda paper: _with_second_choice_loss},
+    "f counts both choices and adds up to 2, as in flaxformer":
+        {"first_choice_counts": "_all_choice_counts"},
+    "f counts both choices and adds up to 1":
+        {"first_choice_counts": "_half_of_all_choice_counts"},
+    "the auxiliary loss is of what was dispatched, as in NLLB": {"algorithm_1": "_with_nllb_loss"},
+    "padding is in the divisors of f and m, as in Mesh TensorFlow and lingvo":
+        {"_n_used": "_n_of_all_tokens"},
+    "padding is part of m and in the divisor of f, as in fairseq":
+        {"_n_used": "_n_of_all_tokens", "mean_gates": "_mean_gates_with_padding"},
+    "NLLB's gating": {"algorithm_1": "route_nllb", "second_random": "second_all"},
+    "NLLB's gating, normalised before dropping":
+        {"algorithm_1": "route_nllb_normalized_before", "second_random": "second_all"},
     "NLLB's gating by chance": {
-        "algorithm_1": lambda _: partial(route_nllb, second=nllb_second_random)},
-    "NLLB's gating by chance, normalised before dropping": {
-        "algorithm_1": lambda _: route_nllb_random_normalized_before},
+        "algorithm_1": lambda paper: partial(paper.route_nllb, second=paper.nllb_second_random)},
+    "NLLB's gating by chance, normalised before dropping":
+        {"algorithm_1": "route_nllb_random_normalized_before"},
     "capacity as in lingvo and praxis": {"expert_capacity": "expert_capacity_lingvo"},
     "capacity as in NLLB in evaluation": {"expert_capacity": "expert_capacity_evaluation"},
 }

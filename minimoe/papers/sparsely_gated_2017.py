@@ -49,7 +49,6 @@ davidmrau/mixture-of-experts (f662999), FM the NoisyGate of the FastMoE family, 
     other top-k gates  mesh (da90793) and T2T on TPUs limit capacity: not built
 """
 import math
-from functools import partial
 from typing import Any, NamedTuple
 
 from minimoe import nn, ops, tree
@@ -717,7 +716,7 @@ def cv_squared_davidmrau(v, epsilon=1e-10):
 
 def noisy_top_k_tensor2tensor(clean, raw, epsilon, k):
     """``noisy_top_k`` with the floor under the noise: T2T and FM. -> Gating"""
-    return noisy_top_k(clean, raw, epsilon, k, noise_std=noise_std_tensor2tensor)
+    return noisy_top_k(clean, raw, epsilon, k, noise_std_tensor2tensor)
 
 
 def noisy_top_k_tensor2tensor_evaluation(clean, raw, epsilon, k):
@@ -725,13 +724,13 @@ def noisy_top_k_tensor2tensor_evaluation(clean, raw, epsilon, k):
 
     ``epsilon`` goes unused. -> Gating
     """
-    return noisy_top_k(clean, raw, 0, k, noise_std=lambda raw: 0 * raw)
+    return noisy_top_k(clean, raw, 0, k, lambda raw: 0 * raw)
 
 
 def noisy_top_k_davidmrau(clean, raw, epsilon, k):
     """``noisy_top_k`` with the floor, DM's gate and its threshold. -> Gating"""
-    return noisy_top_k(clean, raw, epsilon, k, noise_std=noise_std_tensor2tensor,
-                       gate_of_top_k=gate_davidmrau, threshold=threshold_davidmrau)
+    return noisy_top_k(clean, raw, epsilon, k, noise_std_tensor2tensor, gate_davidmrau,
+                       threshold_davidmrau)
 
 
 def combine_log_space(gate, outputs, floor=2.0 ** -52):
@@ -813,7 +812,7 @@ def padded_oracle(case):
     leaves = tree.map(Tensor, {"x": case.inputs["x"], **case.params})
     params, x, present = _layer_params(leaves), leaves["x"], case.inputs["present"]
     epsilon = case.inputs["epsilon"]
-    out = moe_of_rows(params, x, present, epsilon, case.settings["k"], noisy_top_k)
+    out = moe_of_rows(params, x, present, epsilon, case.settings["k"])
     return tree.map(stop_gradient, {
         **_gating_outputs(out.gating, epsilon[present]),
         **_by_choice(x[present], out, params.w_in, params.w_out),
@@ -867,7 +866,7 @@ def language_model_oracle(case):
                                  _layer_params(leaves, "moe."), lstm_above, leaves["w_softmax"])
     keep = DropoutKeep(*(case.inputs[f"keep.{name}"] for name in DropoutKeep._fields))
     out = language_model(params, case.inputs["words"], case.inputs["epsilon"], case.settings["k"],
-                         keep, case.settings["drop_prob"], partial(moe, noisy_top_k=noisy_top_k))
+                         keep, case.settings["drop_prob"])
     cross_entropy = ops.cross_entropy(out.logits, case.inputs["targets"])
     loss = cross_entropy.mean() + importance_loss(out.importance) + load_loss(out.load)
     return tree.map(stop_gradient, {
@@ -996,6 +995,11 @@ def _absent(*rows):
     return change
 
 
+def _absent_without_noise(arrays, rng):
+    _no_noise(arrays, rng)
+    _absent(0, 3, 4, 9, 15)(arrays, rng)
+
+
 def _nobody_present(arrays, rng):
     arrays["in.present"][:] = False
 
@@ -1060,11 +1064,14 @@ CASES = {
     "one_row": ("layer", dict(_LAYER, T=1, k=2), "k2, degenerate, T=1"),
     "no_row": ("layer", dict(_LAYER, T=0, k=2), "k2, degenerate, T=0"),
     "wide": ("layer", dict(T=10, D=4, E=288, H=2, k=4), "wide, E>256", _beyond_256),
+    "wide_one_choice": ("layer", dict(T=10, D=4, E=288, H=2, k=1), "wide, E>256", _beyond_256),
 
     "absent_rows": ("layer_padded", dict(_LAYER, k=2), "k2, padding", _absent(0, 3, 4, 9, 15)),
     "absent_rows_exact": ("layer_padded", dict(_LAYER, k=2), "exact, k2, padding",
                           _absent(0, 3, 4, 9, 15)),
     "absent_rows_at_the_end": ("layer_padded", dict(_LAYER, k=1), "padding", _absent(13, 14, 15)),
+    "absent_rows_without_noise": ("layer_padded", dict(_LAYER, k=2), "k2, padding, evaluation",
+                                  _absent_without_noise),
     "nobody_present": ("layer_padded", dict(_LAYER, k=2), "k2, padding, degenerate",
                        _nobody_present),
     "tensor2tensor": ("layer_tensor2tensor", dict(_LAYER, k=2), "k2"),
@@ -1103,12 +1110,7 @@ CASES = {
 
 
 # -- Conventions ---------------------------------------------------------------------------------
-# In place of a function of this file, in a copy of it: ``lambda _:`` is given the copy, and its own
-# functions are those above.
-
-def _gating(**parts):
-    return {"noisy_top_k": lambda _: partial(noisy_top_k, **parts)}
-
+# What stands in for which function, in a copy of this file; it sees the file as it is, ``paper``.
 
 def _noise_std_vmoe(raw):
     return 0 * raw + noise_std_vmoe(raw.shape[1])
@@ -1118,8 +1120,8 @@ def _held_threshold(noisy, k):
     return stop_gradient(kth_excluding(noisy, k))
 
 
-def _load_of_rows(clean, raw, epsilon, k):
-    gating = noisy_top_k(clean, raw, epsilon, k)
+def _load_of_rows(clean, raw, epsilon, k, *parts):
+    gating = noisy_top_k(clean, raw, epsilon, k, *parts)
     return gating._replace(p=0 * gating.noisy + top_k_mask(gating.noisy, k))
 
 
@@ -1128,10 +1130,10 @@ def _importance_of_softmax(*settings):
     return out._replace(importance=importance(ops.softmax(out.gating.clean)))
 
 
-def _scaled_experts(function):
+def _scaled(function):
     def scaled(x, routing, w_in, w_out):
         return function(x, routing, w_in, math.sqrt(w_out.shape[2] / w_out.shape[1]) * w_out)
-    return lambda _: scaled
+    return scaled
 
 
 def _combined_in_log_space(*settings):
@@ -1141,31 +1143,29 @@ def _combined_in_log_space(*settings):
 
 CONVENTIONS = {
     "1e-2 is added to the noise's standard deviation, as in tensor2tensor and FastMoE":
-        _gating(noise_std=noise_std_tensor2tensor),
-    "the noise's standard deviation is 1 / E, as in vmoe": _gating(noise_std=_noise_std_vmoe),
+        {"noise_std": "noise_std_tensor2tensor"},
+    "the noise's standard deviation is 1 / E, as in vmoe": {"noise_std": "_noise_std_vmoe"},
     "the k largest of a softmax over all experts, divided by their sum and 1e-6":
-        _gating(gate_of_top_k=gate_davidmrau),
-    "davidmrau/mixture-of-experts' gating": {
-        "noisy_top_k": lambda _: noisy_top_k_davidmrau,
-        "cv_squared": lambda _: cv_squared_davidmrau},
-    "tensor2tensor's gating": {
-        "noisy_top_k": lambda _: noisy_top_k_tensor2tensor,
-        "cv_squared": lambda _: cv_squared_tensor2tensor},
-    "tensor2tensor's gating in evaluation: no noise, and a standard deviation of 0": {
-        "noisy_top_k": lambda _: noisy_top_k_tensor2tensor_evaluation},
-    "the threshold counts the expert itself, as in vmoe": _gating(threshold=kth_inclusive),
-    "no gradient passes through the threshold": _gating(threshold=_held_threshold),
-    "the load counts rows and has no gradient, as in davidmrau/mixture-of-experts in evaluation": {
-        "noisy_top_k": lambda _: _load_of_rows},
-    "importance is of a softmax over all experts without noise, as in vmoe": {
-        "moe": lambda _: _importance_of_softmax},
-    "1e-10 is added to the squared mean of CV, as in tensor2tensor": {
-        "cv_squared": lambda _: cv_squared_tensor2tensor},
-    "the variance of CV is a sample's, as in davidmrau/mixture-of-experts and FastMoE": {
-        "cv_squared": lambda _: cv_squared_davidmrau},
+        {"gate_of_top_k": "gate_davidmrau"},
+    "davidmrau/mixture-of-experts' gating":
+        {"noisy_top_k": "noisy_top_k_davidmrau", "cv_squared": "cv_squared_davidmrau"},
+    "tensor2tensor's gating":
+        {"noisy_top_k": "noisy_top_k_tensor2tensor", "cv_squared": "cv_squared_tensor2tensor"},
+    "tensor2tensor's gating in evaluation: no noise, and a standard deviation of 0":
+        {"noisy_top_k": "noisy_top_k_tensor2tensor_evaluation"},
+    "the threshold counts the expert itself, as in vmoe": {"kth_excluding": "kth_inclusive"},
+    "no gradient passes through the threshold": {"kth_excluding": "_held_threshold"},
+    "the load counts rows and has no gradient, as in davidmrau/mixture-of-experts in evaluation":
+        {"noisy_top_k": "_load_of_rows"},
+    "importance is of a softmax over all experts without noise, as in vmoe":
+        {"moe": "_importance_of_softmax"},
+    "1e-10 is added to the squared mean of CV, as in tensor2tensor":
+        {"cv_squared": "cv_squared_tensor2tensor"},
+    "the variance of CV is a sample's, as in davidmrau/mixture-of-experts and FastMoE":
+        {"cv_squared": "cv_squared_davidmrau"},
     "an expert's second matrix is scaled by sqrt(D / H), as in tensor2tensor": {
-        "expert_feed_forward": _scaled_experts(expert_feed_forward),
-        "expert_intermediates": _scaled_experts(expert_intermediates)},
-    "outputs are combined as log sum G exp E, as in davidmrau/mixture-of-experts before 2024": {
-        "expert_feed_forward": lambda _: _combined_in_log_space},
+        "expert_feed_forward": lambda paper: _scaled(paper.expert_feed_forward),
+        "expert_intermediates": lambda paper: _scaled(paper.expert_intermediates)},
+    "outputs are combined as log sum G exp E, as in davidmrau/mixture-of-experts before 2024":
+        {"expert_feed_forward": "_combined_in_log_space"},
 }

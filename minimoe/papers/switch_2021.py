@@ -1371,8 +1371,8 @@ def _sentences(arrays, rng):
 
 def _padded_sentences(arrays, rng):
     _sentences(arrays, rng)
-    arrays["in.source_used"][0, 3:] = False
-    arrays["in.target_used"][1, 2:] = False
+    arrays["in.source_used"][0, 2:] = False
+    arrays["in.target_used"][0, 1:] = False
 
 
 _SIZES = dict(T=16, D=8, E=4, H=6, n_groups=1)
@@ -1397,6 +1397,15 @@ CASES = {
     "padding_at_the_end": ("layer", dict(_LAYER, capacity=16), "padding", _padding(13, 14, 15)),
     "padding_in_groups": ("layer", dict(_LAYER, capacity=2, k=2, n_groups=4),
                           "padding, k2, groups, drops", _padding(0, 2, 8, 9, 10, 11, 15)),
+    "padding_of_as_many_tokens_as_experts": (
+        "layer", dict(_LAYER, T=6, E=6, capacity=6), "padding, T=E", _padding(1, 2)),
+    "padding_of_as_many_tokens_as_experts_overflowing": (
+        "layer", dict(_LAYER, T=8, E=8, capacity=1, k=2), "padding, T=E, k2, drops",
+        _padding(0, 3, 5)),
+    "padding_as_many_experts_as_tokens": ("layer", dict(_LAYER, T=8, E=8, capacity=8), "padding",
+                                          _padding(1, 6)),
+    "padding_as_many_experts_overflowing": ("layer", dict(_LAYER, T=8, E=8, capacity=1),
+                                            "padding, drops", _padding(0, 5)),
     "all_padding": ("layer", dict(_LAYER, capacity=16), "padding, degenerate", _all_padding),
     "ties": ("layer", dict(_LAYER, capacity=16), "ties", _twins),
     "ties_of_two_choices": ("layer", dict(_LAYER, capacity=5, k=2), "ties, k2, drops", _twins),
@@ -1472,14 +1481,15 @@ CASES = {
         capacity_factor=[1.15, 1.25, 1.0, 1.0, 0.3, 2.0, 1.2, 1.1, 0.9],
         at_least=[8, 8, 4, 4, 0, 0, 8, 8, 8])),
     "encoder_decoder": ("encoder_decoder", dict(_MODEL, capacity_factor=4.0), "", _sentences),
+    "encoder_decoder_padding": ("encoder_decoder", dict(_MODEL, capacity_factor=4.0), "padding",
+                                _padded_sentences),
     "encoder_decoder_overflowing": ("encoder_decoder", dict(_MODEL, capacity_factor=1.0),
                                     "drops, padding", _padded_sentences),
 }
 
 
 # -- Conventions ---------------------------------------------------------------------------------
-# In place of a function of this file, in a copy of it: ``lambda _:`` is given the copy, and its own
-# functions are those above.
+# What stands in for which function, in a copy of this file; it sees the file as it is, ``paper``.
 
 def _bfloat16(x):
     """Rounded, in whatever dtype."""
@@ -1497,11 +1507,16 @@ def _probs_rounded(x, w_router):
     return _bfloat16(e / _bfloat16(e.sum(axis=-1, keepdims=True)))
 
 
-def _with_capacity(changed):
-    """The Routing where the capacity is a function of the one given, and of the tokens."""
-    def first_come(probs, expert, capacity, *rest):
-        return _first_come(probs, expert, changed(capacity, len(expert)), *rest)
-    return lambda _: first_come
+def _slots_for_all(probs, expert, capacity, *rest):
+    return _first_come(probs, expert, len(expert), *rest)
+
+
+def _slots_from_1(probs, expert, capacity, *rest):
+    return _first_come(probs, expert, max(capacity - 1, 0), *rest)
+
+
+def _capacity_for_all(n_tokens, *rest):
+    return n_tokens
 
 
 def _most_probable_first(probs, expert, capacity, n_groups, used, order=None):
@@ -1554,53 +1569,70 @@ def _scaled_where_dropped(x, routing, *experts):
     return expert_feed_forward(x, routing, *experts) + scaled
 
 
+def _loss_of_batch(probs, expert, n_groups=1, used=None):
+    return load_balancing_loss(probs, expert, 1, used)
+
+
+def _fraction_with_padding(expert, n_experts, n_groups=1, used=None):
+    return dispatched_fraction(expert, n_experts, n_groups)
+
+
+def _probability_with_padding(probs, n_groups=1, used=None):
+    return mean_probability(probs, n_groups)
+
+
+def _z_loss_with_padding(logits, used=None):
+    return router_z_loss(logits)
+
+
+def _experts_see_the_same(params, x, seen, capacity):
+    return seen, switch_ffn(params, seen, capacity)
+
+
+def _probs_as_bfloat16(x, w_router):
+    return _bfloat16(router_probs(x, w_router))
+
+
+def _training_loss_transformers(cross_entropy, aux_losses):
+    return training_loss(cross_entropy, aux_losses, alpha=1e-3)
+
+
 CONVENTIONS = {
-    "k gates are divided by their sum": {"_first_come": lambda _: _gates_normalized},
+    "k gates are divided by their sum": {"_first_come": "_gates_normalized"},
     "who is turned away is the least probable, as in Mesh TensorFlow, flaxformer and Tutel":
-        {"_first_come": lambda _: _most_probable_first},
-    "as many slots as needed, as DeepSpeed and Tutel may have it": {
-        "_first_come": _with_capacity(lambda capacity, n_tokens: n_tokens),
-        "expert_capacity": lambda _: lambda n_tokens, *rest: n_tokens},
-    "slot 0 stays empty, as in the pseudo-code of Appendix F": {
-        "_first_come": _with_capacity(lambda capacity, _: max(capacity - 1, 0)),
-        "expert_capacity": lambda _: expert_capacity_pseudocode},
-    **{f"capacity as in {who}": {"expert_capacity": f"expert_capacity_{name}"}
-       for who, name in [("Mesh TensorFlow", "mesh"), ("flaxformer", "flaxformer"),
-                         ("DeepSpeed", "deepspeed"), ("fairseq and Tutel", "fairseq")]},
-    "f counts after capacity, the dropped for expert 0, as in transformers": {
-        "switch_ffn": lambda _: _ffn_counted_after_capacity,
-        "_shares": lambda _: _shares_counted_after_capacity},
-    "f and P are taken over the batch, not over each group": {
-        "load_balancing_loss": lambda _: lambda probs, expert, n_groups=1, used=None:
-            load_balancing_loss(probs, expert, 1, used)},
+        {"_first_come": "_most_probable_first"},
+    "as many slots as needed, as DeepSpeed and Tutel may have it":
+        {"_first_come": "_slots_for_all", "expert_capacity": "_capacity_for_all"},
+    "slot 0 stays empty, as in the pseudo-code of Appendix F":
+        {"_first_come": "_slots_from_1", "expert_capacity": "expert_capacity_pseudocode"},
+    "capacity as in Mesh TensorFlow": {"expert_capacity": "expert_capacity_mesh"},
+    "capacity as in flaxformer": {"expert_capacity": "expert_capacity_flaxformer"},
+    "capacity as in DeepSpeed": {"expert_capacity": "expert_capacity_deepspeed"},
+    "capacity as in fairseq and Tutel": {"expert_capacity": "expert_capacity_fairseq"},
+    "f counts after capacity, the dropped for expert 0, as in transformers":
+        {"switch_ffn": "_ffn_counted_after_capacity", "_shares": "_shares_counted_after_capacity"},
+    "f and P are taken over the batch, not over each group":
+        {"load_balancing_loss": "_loss_of_batch"},
     "f is the share of all choices, as in Mesh TensorFlow and DeepSpeed": {
         "load_balancing_loss": "all_choices_load_balancing_loss",
-        "_shares": lambda _: _shares_of_all_choices},
+        "_shares": "_shares_of_all_choices"},
     "f adds up to K, and padding is in the divisors of f and P, as in flaxformer": {
-        "load_balancing_loss": "flaxformer_load_balancing_loss",
-        "_shares": lambda _: _shares_flaxformer},
+        "load_balancing_loss": "flaxformer_load_balancing_loss", "_shares": "_shares_flaxformer"},
     "padding is part of f and P, as in Mesh TensorFlow": {
-        "dispatched_fraction": lambda _: lambda expert, n_experts, n_groups=1, used=None:
-            dispatched_fraction(expert, n_experts, n_groups),
-        "mean_probability": lambda _: lambda probs, n_groups=1, used=None:
-            mean_probability(probs, n_groups)},
+        "dispatched_fraction": "_fraction_with_padding",
+        "mean_probability": "_probability_with_padding"},
     "padding is part of P and in the divisor of f, as in DeepSpeed": {
-        "dispatched_fraction": lambda _: _fraction_of_all_tokens,
-        "mean_probability": lambda _: lambda probs, n_groups=1, used=None:
-            mean_probability(probs, n_groups)},
-    "padding is part of the z-loss, as in transformers": {
-        "router_z_loss": lambda _: lambda logits, used=None: router_z_loss(logits)},
-    "a dropped token is its input times its gate, as in transformers 4.44": {
-        "expert_feed_forward": lambda _: _scaled_where_dropped},
-    "experts, too, are given what the router sees, as in transformers 4.44": {
-        "_explored": lambda _: lambda params, x, seen, capacity:
-            (seen, switch_ffn(params, seen, capacity))},
-    "logits are bfloat16, as in the pseudo-code": {"router_logits": lambda _: _logits_rounded},
-    "logits and each step of the softmax are bfloat16, as in Mesh TensorFlow": {
-        "router_logits": lambda _: _logits_rounded, "router_probs": lambda _: _probs_rounded},
-    "probabilities are bfloat16, as in transformers": {
-        "router_probs": lambda _: lambda x, w_router: _bfloat16(router_probs(x, w_router))},
-    "the balance loss weighs 1e-3, as in transformers": {
-        "training_loss": lambda _: lambda cross_entropy, aux_losses:
-            training_loss(cross_entropy, aux_losses, 1e-3)},
+        "dispatched_fraction": "_fraction_of_all_tokens",
+        "mean_probability": "_probability_with_padding"},
+    "padding is part of the z-loss, as in transformers": {"router_z_loss": "_z_loss_with_padding"},
+    "a dropped token is its input times its gate, as in transformers 4.44":
+        {"expert_feed_forward": "_scaled_where_dropped"},
+    "experts, too, are given what the router sees, as in transformers 4.44":
+        {"_explored": "_experts_see_the_same"},
+    "logits are bfloat16, as in the pseudo-code": {"router_logits": "_logits_rounded"},
+    "logits and each step of the softmax are bfloat16, as in Mesh TensorFlow":
+        {"router_logits": "_logits_rounded", "router_probs": "_probs_rounded"},
+    "probabilities are bfloat16, as in transformers": {"router_probs": "_probs_as_bfloat16"},
+    "the balance loss weighs 1e-3, as in transformers":
+        {"training_loss": "_training_loss_transformers"},
 }
