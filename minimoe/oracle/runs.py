@@ -18,7 +18,7 @@ from minimoe.oracle.files import RunError, read_file
 
 GROUPS = ("in", "param", "set", "out")   # of a key, in the order of Run's fields
 KINDS = {"float": "f", "int": "iu", "bool": "b"}
-NAMES = {"float": "float32 or float64", "int": "integers", "bool": "booleans"}
+NAMES = {"float": "floats", "int": "integers", "bool": "booleans"}
 
 
 class Run(NamedTuple):
@@ -79,13 +79,11 @@ def _problems(arrays, shapes, schema):
             yield f"{key} is missing"
         else:
             yield from _misfits(key, arrays[key], letters.split(), sizes)
-    for key, array in arrays.items():
+    for key in arrays:
         if key.partition(".")[0] not in GROUPS:
             yield f"{key} is unknown; a key begins in., param., set. or out."
         elif key not in shapes and not key.startswith("out."):
             yield f"{key} is unknown; this paper's runs have {', '.join(schema)}"
-        elif array.dtype == np.float16:
-            yield f"{key}: needs {NAMES['float']}; got float16"
 
 
 def _numbered(key, arrays):
