@@ -36,8 +36,8 @@ from minimoe import nn, ops, tree
 from minimoe.autodiff.tensor import Tensor, grad, stop_gradient
 from minimoe.densities import gaussian_kl, gaussian_sample, product_of_gaussians
 from minimoe.papers.mvae_2018 import (
-    EncoderParams, Gaussian, bernoulli_log_likelihood, categorical_log_likelihood, decode,
-    decoder_init, encode, encoder_init, fill_missing)
+    ElboTerms, EncoderParams, Gaussian, bernoulli_log_likelihood, categorical_log_likelihood,
+    decode, decoder_init, encode, encoder_init, fill_missing)
 
 
 # -- The weighted product ------------------------------------------------------------------------
@@ -273,12 +273,19 @@ def denoising_elbo(decoders, targets, posterior, epsilon, log_likelihoods, kappa
     Targets are what should come out, clean, whatever the modalities saw; credibility is learnt from
     them. Sums over dimensions. J of [N, D_j], Gaussian [N, D], [N, D], J functions -> [N]
     """
-    z = gaussian_sample(*posterior, epsilon)                           # [N, D]
-    total = -beta * gaussian_kl(*posterior).sum(axis=-1)               # [N]
-    for j, (target, log_likelihood) in enumerate(zip(targets, log_likelihoods)):
-        found = log_likelihood(target, decode(decoders[j], z))         # [N]
+    terms = denoising_elbo_terms(decoders, targets, posterior, epsilon, log_likelihoods)
+    total = -beta * terms.kl                                           # [N]
+    for j, found in enumerate(terms.log_likelihoods):
         total = total + (found if kappas is None else kappas[j] * found)
     return total
+
+
+def denoising_elbo_terms(decoders, targets, posterior, epsilon, log_likelihoods):
+    """What it is made of; arguments are those of ``denoising_elbo``. -> ElboTerms"""
+    z = gaussian_sample(*posterior, epsilon)                           # [N, D]
+    found = tuple(log_likelihood(target, decode(layers, z)) for target, log_likelihood, layers
+                  in zip(targets, log_likelihoods, decoders))          # J of [N]
+    return ElboTerms(z, found, gaussian_kl(*posterior).sum(axis=-1))
 
 
 # -- Recorded runs -------------------------------------------------------------------------------
@@ -286,37 +293,48 @@ def denoising_elbo(decoders, targets, posterior, epsilon, log_likelihoods, kappa
 def product_oracle(case):
     """With and without the prior expert.
 
-    Here and below gradients are of <mean, cotangent> + <log-variance, cotangent>, each its own.
+    Here and below gradients are of <mean, cotangent> and of <log-variance, cotangent>.
     """
     given = {name: Tensor(case.inputs[name]) for name in ("mean", "log_variance", "alpha")}
     prior = PriorExpert(*(case.inputs[f"prior.{name}"] for name in PriorExpert._fields))
     log_weight, present = log_weights(given["alpha"]), case.inputs["present"]
-    return {name: _with_gradients(case, generalized_product(
-        given["mean"], given["log_variance"], log_weight, present, p0), given)
-        for name, p0 in (("without_prior", None), ("with_prior", prior))}
+    return _with_gradients(case, given, {
+        name: generalized_product(given["mean"], given["log_variance"], log_weight, present, p0)
+        for name, p0 in (("without_prior", None), ("with_prior", prior))})
 
 
-def _with_gradients(case, product, given):
-    scalar = ((product.mean * case.inputs["cotangent.mean"]).sum()
-              + (product.log_variance * case.inputs["cotangent.log_variance"]).sum())
-    return tree.map(stop_gradient, {**product._asdict(), "grad": grad(scalar, given)})
+def _with_gradients(case, given, products):
+    """What is easily taken for a log-variance, products by name, and their gradients."""
+    cotangent, log_variance = case.inputs["cotangent"], given["log_variance"]
+    return tree.map(stop_gradient, {
+        "standard_deviation": ops.exp(0.5 * log_variance), "precision": ops.exp(-log_variance),
+        **{name: _with_deviation(product) for name, product in products.items()},
+        "grad": {f"{name}.{part}": grad((value * cotangent).sum(), given)
+                 for name, product in products.items()
+                 for part, value in product._asdict().items()}})
+
+
+def _with_deviation(gaussian):
+    return {**gaussian._asdict(), "standard_deviation": ops.exp(0.5 * gaussian.log_variance)}
 
 
 def multiview_ae_oracle(case):
     """The product as multi-view-AE has it, and its gradients."""
     given = {name: Tensor(case.inputs[name]) for name in ("mean", "log_variance", "alpha")}
-    return _with_gradients(case, product_multiview_ae(**given), given)
+    return _with_gradients(case, given, {"product": product_multiview_ae(**given)})
 
 
 def weights_oracle(case):
     """alpha by each rule, and gradients of <alpha, cotangent> with respect to the scores."""
     scores, present = Tensor(case.inputs["scores"]), case.inputs["present"]
-    cotangent, found = case.inputs["cotangent"], {}
-    for rule in (softmax_weights, scaled_softmax_weights, sigmoid_weights):
-        alpha = ops.exp(rule(scores, present))
-        found[rule.__name__] = {"alpha": stop_gradient(alpha),
-                                "grad": grad((alpha * cotangent).sum(), scores)}
-    return {**found, "fixed_weights": ops.exp(fixed_weights(case.inputs["constants"]))}
+    cotangent = case.inputs["cotangent"]
+    alpha = {name: ops.exp(rule(scores, present)) for name, rule in (
+        ("softmax_weights", softmax_weights), ("scaled_softmax_weights", scaled_softmax_weights),
+        ("sigmoid_weights", sigmoid_weights))}
+    return tree.map(stop_gradient, {
+        **alpha, "fixed_weights": ops.exp(fixed_weights(case.inputs["constants"])),
+        "grad": {name: grad((found * cotangent).sum(), {"scores": scores})
+                 for name, found in alpha.items()}})
 
 
 def entropy_oracle(case):
@@ -328,9 +346,9 @@ def entropy_oracle(case):
     return {
         "change": stop_gradient(entropy_change(given["log_variance"], log_prior_variance)),
         "normalized": stop_gradient(ops.exp(log_weight)),
-        "product": _with_gradients(case, product, given),
-        "committee": _with_gradients(
-            case, committee(**given, log_prior_variance=log_prior_variance), given)}
+        **_with_gradients(case, given, {
+            "product": product,
+            "committee": committee(**given, log_prior_variance=log_prior_variance)})}
 
 
 def shapes():
@@ -348,20 +366,22 @@ def model_oracle(case):
     names = iter(tree.named_leaves(shapes()))
     params = tree.map(lambda _: Tensor(case.params[next(names)]), shapes())
     x, targets = (tuple(case.inputs[f"{name}.{m}"] for m in range(2)) for name in ("x", "target"))
-    found = {}
+    likelihoods = bernoulli_log_likelihood, categorical_log_likelihood
+    settings, found, elbos = case.settings, {}, {}
     for name, rule, prior in (("softmax", softmax_weights, None),
                               ("sigmoid_prior", sigmoid_weights, PriorExpert())):
         inference = infer(params, x, case.inputs["present"], prior, rule)
-        elbo = denoising_elbo(params.decoders, targets, inference.posterior, case.inputs["epsilon"],
-                              (bernoulli_log_likelihood, categorical_log_likelihood),
-                              case.settings["kappas"], case.settings["beta"])
-        found[name] = {"alpha": ops.exp(inference.log_weight), **inference.posterior._asdict(),
-                       "elbo": elbo, "grad": grad(elbo.mean(), params)}
-    return tree.map(stop_gradient, found)
+        given = params.decoders, targets, inference.posterior, case.inputs["epsilon"], likelihoods
+        elbo = denoising_elbo(*given, settings["kappas"], settings["beta"])
+        found["experts"] = _with_deviation(inference.experts)
+        found[name] = {"alpha": ops.exp(inference.log_weight),
+                       **_with_deviation(inference.posterior),
+                       **denoising_elbo_terms(*given)._asdict(), "elbo": elbo}
+        elbos[f"{name}.elbo"] = grad(elbo.mean(), params)
+    return tree.map(stop_gradient, {**found, "grad": elbos})
 
 
-EXPERTS = {"in.mean": "M N D", "in.log_variance": "M N D",
-           "in.cotangent.mean": "N D", "in.cotangent.log_variance": "N D"}
+EXPERTS = {"in.mean": "M N D", "in.log_variance": "M N D", "in.cotangent": "N D"}
 ORACLES = {
     "product": ({**EXPERTS, "in.alpha": "M B S", "in.present": "bool M N", "in.prior.mean": "D",
                  "in.prior.log_variance": "D", "in.prior.log_weight": "D"}, product_oracle),
@@ -376,4 +396,164 @@ ORACLES = {
         "in.present": "bool M N", "in.epsilon": "N D", "set.kappas": "J", "set.beta": "",
         **{f"param.{name}": letters for name, letters in tree.named_leaves(shapes()).items()}},
         model_oracle),
+}
+
+
+# -- Cases and conventions -----------------------------------------------------------------------
+
+def _experts(*changes):
+    """Positive weights, if there are any in this kind; further changes."""
+    def draw(arrays, rng):
+        if "in.alpha" in arrays:
+            arrays["in.alpha"] = rng.integers(1, 33, size=arrays["in.alpha"].shape) / 16
+        for change in changes:
+            change(arrays, rng)
+
+    return draw
+
+
+def _some_missing(arrays, rng):
+    """Everybody has something; the first datum all."""
+    present = arrays["in.present"]
+    present[:] = rng.random(present.shape) < 0.4
+    present[rng.integers(len(present), size=present.shape[1]), range(present.shape[1])] = True
+    present[:, 0] = True
+
+
+def _some_unheard(arrays, rng):
+    arrays["in.alpha"][0] = 0
+
+
+def _sure_and_unsure(arrays, rng):
+    """Of the first datum: a variance near exp(-16), and one of exp(16)."""
+    arrays["in.log_variance"][0, 0] -= 16
+    arrays["in.log_variance"][-1, 0] += 16
+
+
+def _shares(arrays, rng):
+    """Weights between 0 and 1, for all data; of each modality 1 / M where M is a power of 2."""
+    M = len(arrays["in.alpha"])
+    arrays["in.alpha"] /= 2
+    if M in (2, 4):
+        arrays["in.alpha"] = 0 * arrays["in.alpha"] + 1 / M
+
+
+def _scores(size=1.0, missing=False):
+    """And constants, some below 0 and some above 1."""
+    def draw(arrays, rng):
+        arrays["in.scores"] *= size
+        arrays["in.constants"] = rng.integers(-8, 25, size=arrays["in.constants"].shape) / 16
+        if missing:
+            _some_missing(arrays, rng)
+
+    return draw
+
+
+def _wide(log_variance, missing=False):
+    """Experts wider than the prior by so much, on average, in logarithms."""
+    def draw(arrays, rng):
+        arrays["in.log_prior_variance"] *= 0.25
+        arrays["in.log_variance"] += log_variance
+        if missing:
+            _some_missing(arrays, rng)
+
+    return draw
+
+
+def _targets(*changes):
+    """Grey pixels and labels to come out; further changes."""
+    def draw(arrays, rng):
+        grey, label = arrays["in.target.0"], arrays["in.target.1"]
+        grey[:] = rng.integers(256, size=grey.shape) / 255
+        label[:] = 0
+        label[range(len(label)), rng.integers(label.shape[1], size=len(label))] = 1
+        for change in changes:
+            change(arrays, rng)
+
+    return draw
+
+
+def _one_sure_one_not(arrays, rng):
+    """Of one dimension: an encoder whose variance is near exp(-12), and one of exp(12)."""
+    arrays["param.encoders.0.log_variance.b"][0] -= 12
+    arrays["param.encoders.1.log_variance.b"][0] += 12
+
+
+_MODEL = dict(M=2, J=2, D=3, H=4, W0=4, W1=3, U0=5, U1=3, kappas=[1.0, 0.75], beta=0.5)
+
+CASES = {
+    "weighted": ("product", dict(M=3, N=5, D=3, B=5, S=3), "", _experts()),
+    "one_weight_to_a_datum": ("product", dict(M=2, N=4, D=3, B=4, S=1), "", _experts()),
+    "one_weight_to_an_expert": ("product", dict(M=4, N=4, D=2, B=1, S=1), "", _experts()),
+    "weighted_missing": ("product", dict(M=3, N=6, D=2, B=6, S=2), "missing",
+                         _experts(_some_missing)),
+    "unheard": ("product", dict(M=3, N=4, D=3, B=4, S=3), "degenerate", _experts(_some_unheard)),
+    "one_expert": ("product", dict(M=1, N=4, D=3, B=4, S=3), "degenerate, one expert", _experts()),
+    "sure_and_unsure": ("product", dict(M=3, N=4, D=2, B=4, S=2), "extreme",
+                        _experts(_sure_and_unsure)),
+    "multiview_ae": ("multiview_ae", dict(M=3, N=4, D=3, B=1), "", _experts(_shares)),
+    "multiview_ae_uniform": ("multiview_ae", dict(M=4, N=4, D=2, B=1), "", _experts(_shares)),
+    "multiview_ae_one_datum": ("multiview_ae", dict(M=2, N=1, D=3, B=1), "degenerate, one datum",
+                               _experts()),
+    "multiview_ae_sure": ("multiview_ae", dict(M=3, N=4, D=2, B=1), "extreme",
+                          _experts(_sure_and_unsure)),
+    "scores": ("weights", dict(M=3, N=6, S=2, B=1), "", _scores()),
+    "scores_missing": ("weights", dict(M=4, N=6, S=1, B=1), "missing", _scores(missing=True)),
+    "one_score": ("weights", dict(M=1, N=4, S=2, B=1), "degenerate, one expert", _scores()),
+    "decided": ("weights", dict(M=3, N=6, S=3, B=1), "extreme", _scores(size=32.0)),
+    "surer_than_the_prior": ("entropy", dict(M=3, N=4, D=2), "", _wide(-3.0)),
+    "some_know_nothing": ("entropy", dict(M=3, N=6, D=2), "", _wide(0.5)),
+    "nobody_knows": ("entropy", dict(M=3, N=4, D=2), "degenerate", _wide(8.0)),
+    "entropy_missing": ("entropy", dict(M=3, N=6, D=2), "missing", _wide(-1.0, missing=True)),
+    "model": ("model", dict(N=6, **_MODEL), "", _targets()),
+    "model_missing": ("model", dict(N=6, **_MODEL), "missing", _targets(_some_missing)),
+    "model_one_datum": ("model", dict(N=1, **{**_MODEL, "D": 1}), "degenerate, one datum",
+                        _targets()),
+    "model_one_sure_one_not": ("model", dict(N=6, **_MODEL), "extreme",
+                               _targets(_one_sure_one_not)),
+}
+
+
+def _with_prior(paper):
+    product = paper.generalized_product
+
+    def with_prior(mean, log_variance, log_weight, present=None, prior=None):
+        return product(mean, log_variance, log_weight, present, prior or paper.PriorExpert())
+    return with_prior
+
+
+def _as_multiview_ae(paper):
+    def product(mean, log_variance, log_weight, present=None, prior=None):
+        alpha = ops.exp(ops.broadcast_to(log_weight, shape=mean.shape))
+        if present is not None:
+            alpha = ops.where(present[..., None], alpha, 0.0)
+        if prior is not None:
+            one = 0 * mean[:1]
+            mean, log_variance, alpha = (ops.concatenate([a, b + one]) for a, b in (
+                (mean, prior.mean), (log_variance, prior.log_variance),
+                (alpha, ops.exp(prior.log_weight + one))))
+        return paper.product_multiview_ae(mean, log_variance, alpha)
+    return product
+
+
+def _without_small_numbers(paper):
+    def product(mean, log_variance, alpha):
+        return paper.generalized_product(mean, log_variance, paper.log_weights(alpha))
+    return product
+
+
+def _not_divided(paper):
+    def weights(log_variance, log_prior_variance=0.0, present=None):
+        return paper.entropy_weights(log_variance, log_prior_variance)
+    return weights
+
+
+CONVENTIONS = {
+    "weights sum to the number of modalities present":
+        {"softmax_weights": lambda paper: scaled_softmax_weights},   # which calls the original
+    "weights are sigmoids, each on its own": {"softmax_weights": "sigmoid_weights"},
+    "a standard normal prior is one expert more, as in MVAE": {"generalized_product": _with_prior},
+    "small numbers in the product, as in multi-view-AE": {"generalized_product": _as_multiview_ae},
+    "no small numbers in the product": {"product_multiview_ae": _without_small_numbers},
+    "entropy changes are weights as they are": {"normalized_entropy_weights": _not_divided},
 }

@@ -59,14 +59,24 @@ def leaf(x):
 
 def gradients(name, scalar, given):
     found = torch.autograd.grad(scalar, list(given.values()), retain_graph=True, allow_unused=True)
-    return {f"{name}.grad.{key}": torch.zeros_like(a) if g is None else g
+    return {f"grad.{name}.{key}": torch.zeros_like(a) if g is None else g
             for (key, a), g in zip(given.items(), found)}
 
 
-def with_gradients(name, mean, log_variance, given, cotangents):
-    scalar = (mean * cotangents["mean"]).sum() + (log_variance * cotangents["log_variance"]).sum()
+def with_deviation(name, mean, log_variance):
     return {f"{name}.mean": mean, f"{name}.log_variance": log_variance,
-            **gradients(name, scalar, given)}
+            f"{name}.standard_deviation": torch.sqrt(torch.exp(log_variance))}
+
+
+def with_gradients(given, cotangent, **products):
+    """Of pairs of a mean and a log-variance, by name."""
+    out = {"standard_deviation": torch.sqrt(torch.exp(given["log_variance"])),
+           "precision": 1 / torch.exp(given["log_variance"])}
+    for name, pair in products.items():
+        out.update(with_deviation(name, *pair))
+        for part, value in zip(("mean", "log_variance"), pair):
+            out.update(gradients(f"{name}.{part}", (value * cotangent).sum(), given))
+    return out
 
 
 # -- The weighted product: experts as lists of (mean, log-variance, alpha) -----------------------
@@ -144,7 +154,7 @@ def record_product(way, case, seed, M, N, D, S, of_datum=True, spread=1.0):
              "alpha": leaf(torch.exp(normal(rng, M, N if of_datum else 1, S)))}
     present = presence(rng, M, N)
     prior = {name: normal(rng, D) for name in ("mean", "log_variance", "log_weight")}
-    cotangents = {name: normal(rng, N, D) for name in ("mean", "log_variance")}
+    cotangent = normal(rng, N, D)
 
     heard = [[m for m in range(M) if present[m, n]] for n in range(N)]
     experts = given["mean"], given["log_variance"], given["alpha"].expand(M, N, D)
@@ -152,11 +162,9 @@ def record_product(way, case, seed, M, N, D, S, of_datum=True, spread=1.0):
     one_more = [torch.cat([a, b.expand(1, N, D)]) for a, b in zip(experts, p0)]
     save(f"{PAPER}/product/{way}_{case}", source=made, seed=seed, packages=packages,
          **{"in": {**given, "present": present,
-                   **{f"prior.{name}": a for name, a in prior.items()},
-                   **{f"cotangent.{name}": a for name, a in cotangents.items()}}},
-         out={**with_gradients("without_prior", *product(*experts, heard), given, cotangents),
-              **with_gradients("with_prior", *product(*one_more, [[*row, M] for row in heard]),
-                               given, cotangents)})
+                   **{f"prior.{name}": a for name, a in prior.items()}, "cotangent": cotangent}},
+         out=with_gradients(given, cotangent, without_prior=product(*experts, heard),
+                            with_prior=product(*one_more, [[*row, M] for row in heard])))
 
 
 def record_multiview_ae(case, seed, M, N, D, uniform=False, spread=1.0):
@@ -172,13 +180,12 @@ def record_multiview_ae(case, seed, M, N, D, uniform=False, spread=1.0):
     else:
         product, name = multiview_ae.weightedProductOfExperts(), "weightedProductOfExperts"
         mean, log_variance = product(given["mean"], given["log_variance"], given["alpha"][:, 0])
-    cotangents = {name: normal(rng, N, D) for name in ("mean", "log_variance")}
-    out = with_gradients("", mean, log_variance, given, cotangents)
+    cotangent = normal(rng, N, D)
     save(f"{PAPER}/multiview_ae/{case}", seed=seed, packages=("torch", "numpy", "multiviewae"),
          source={"kind": "third-party", "repository": "alawryaguila/multi-view-AE",
                  "commit": "1.1.8", "entry": f"multiviewae.base.representations.{name}"},
-         **{"in": {**given, **{f"cotangent.{key}": a for key, a in cotangents.items()}}},
-         out={key.lstrip("."): a for key, a in out.items()})
+         **{"in": {**given, "cotangent": cotangent}},
+         out=with_gradients(given, cotangent, product=(mean, log_variance)))
 
 
 # -- Weights -------------------------------------------------------------------------------------
@@ -214,8 +221,8 @@ def record_weights(case, seed, M, N, S, scale=1.0):
     out = {}
     for rule in RULES:
         alpha = weights_of(rule, scores, present)
-        out[f"{rule}.alpha"] = alpha
-        out[f"{rule}.grad"], = torch.autograd.grad((alpha * cotangent).sum(), scores)
+        out[rule] = alpha
+        out.update(gradients(rule, (alpha * cotangent).sum(), {"scores": scores}))
     save(f"{PAPER}/weights/{case}", source=source("the abstract of arXiv:2211.03587v1"), seed=seed,
          **{"in": {"scores": scores, "present": present, "cotangent": cotangent,
                    "constants": constants}},
@@ -234,7 +241,7 @@ def record_entropy(case, seed, M, N, D, prior_variance=1.0, wide=0.0):
     given = {"mean": leaf(normal(rng, M, N, D)), "log_variance": leaf(wide + normal(rng, M, N, D))}
     log_prior_variance = math.log(prior_variance) + 0.3 * normal(rng, D)
     present = presence(rng, M, N)
-    cotangents = {name: normal(rng, N, D) for name in ("mean", "log_variance")}
+    cotangent = normal(rng, N, D)
     change = [[[torch.clamp(entropy_of(log_prior_variance[d]) - entropy_of(
         given["log_variance"][m, n, d]), min=0) for d in range(D)] for n in range(N)]
         for m in range(M)]
@@ -264,10 +271,10 @@ def record_entropy(case, seed, M, N, D, prior_variance=1.0, wide=0.0):
         "arXiv:1410.7827v2 and Deisenroth and Ng 2015; entropies are torch.distributions.Normal's"),
         seed=seed,
         **{"in": {**given, "log_prior_variance": log_prior_variance, "present": present,
-                  **{f"cotangent.{name}": a for name, a in cotangents.items()}}},
+                  "cotangent": cotangent}},
         out={"change": stacked(change), "normalized": stacked(alpha),
-             **with_gradients("product", *laid_out(products), given, cotangents),
-             **with_gradients("committee", *laid_out(committees), given, cotangents)})
+             **with_gradients(given, cotangent, product=laid_out(products),
+                              committee=laid_out(committees))})
 
 
 # -- The model -----------------------------------------------------------------------------------
@@ -300,17 +307,21 @@ def record_model(case, seed, N, D, H, W, U, beta):
     label = torch.from_numpy(rng.integers(U[1], size=N))
     present, epsilon, kappas = presence(rng, 2, N, rate=0.8), normal(rng, N, D), rng.random(2) + 0.5
 
-    out = {}
+    def expert(m, x):
+        h = hidden(params, f"encoders.{m}.hidden.0", x)
+        return (linear(params, f"encoders.{m}.mean", h),
+                linear(params, f"encoders.{m}.log_variance", h))
+
+    out = with_deviation("experts", *map(torch.stack, zip(*(
+        expert(m, torch.where(present[m][:, None], x[m], 0.0)) for m in range(2)))))
     for name, rule, prior in (("softmax", "softmax_weights", False),
                               ("sigmoid_prior", "sigmoid_weights", True)):
-        means, log_variances, alphas, elbos = [], [], [], []
+        means, log_variances, alphas, terms = [], [], [], []
         for n in range(N):
             here = [m for m in range(2) if present[m, n]]
             experts, scores = {}, {}
             for m in here:
-                h = hidden(params, f"encoders.{m}.hidden.0", x[m][n])
-                experts[m] = (linear(params, f"encoders.{m}.mean", h),
-                              linear(params, f"encoders.{m}.log_variance", h))
+                experts[m] = expert(m, x[m][n])
                 scores[m] = linear(params, f"credibility.{m}.1",
                                    hidden(params, f"credibility.{m}.0", x[m][n]))
             weights = [weights_of_column(rule, [scores[m][d] for m in here]) for d in range(D)]
@@ -326,15 +337,19 @@ def record_model(case, seed, N, D, H, W, U, beta):
             z = mean + q.stddev * epsilon[n]
             logits = [linear(params, f"decoders.{j}.1", hidden(params, f"decoders.{j}.0", z))
                       for j in range(2)]
-            elbos.append(kappas[0] * Bernoulli(logits=logits[0]).log_prob(grey[n]).sum()
-                         + kappas[1] * Categorical(logits=logits[1]).log_prob(label[n])
-                         - beta * kl_divergence(q, Normal(zero, zero + 1)).sum())
+            log_p = [Bernoulli(logits=logits[0]).log_prob(grey[n]).sum(),
+                     Categorical(logits=logits[1]).log_prob(label[n])]
+            kl = kl_divergence(q, Normal(zero, zero + 1)).sum()
+            terms.append({"z": z, "log_likelihoods.0": log_p[0], "log_likelihoods.1": log_p[1],
+                          "kl": kl, "elbo": kappas[0] * log_p[0] + kappas[1] * log_p[1]
+                          - beta * kl})
             means.append(mean)
             log_variances.append(log_variance)
-        elbo = torch.stack(elbos)
-        out.update({f"{name}.alpha": torch.stack(alphas, dim=1), f"{name}.mean": torch.stack(means),
-                    f"{name}.log_variance": torch.stack(log_variances), f"{name}.elbo": elbo,
-                    **gradients(name, elbo.mean(), params)})
+        stacked = {key: torch.stack([of_datum[key] for of_datum in terms]) for key in terms[0]}
+        out.update({f"{name}.alpha": torch.stack(alphas, dim=1),
+                    **with_deviation(name, torch.stack(means), torch.stack(log_variances)),
+                    **{f"{name}.{key}": value for key, value in stacked.items()},
+                    **gradients(f"{name}.elbo", stacked["elbo"].mean(), params)})
     save(f"{PAPER}/model/{case}", source=source("arXiv:2211.03587v1; arXiv:1802.05335v3, Eq. (2)"),
          seed=seed,
          **{"in": {"x.0": x[0], "x.1": x[1], "target.0": grey,
