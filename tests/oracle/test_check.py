@@ -30,10 +30,9 @@ def test_layers_written_again_raise_no_alarm():
     assert [(case, dtype, str(report)) for case, dtype, report in found if report] == []
 
 
-@pytest.mark.parametrize("case", oracle.cases("switch"), ids=str)
+@pytest.mark.parametrize("case", [case for case in oracle.cases("switch")
+                                  if case.kind == "layer" and case.sizes["E"] <= 64], ids=str)
 def test_a_layer_by_loops_agrees_with_every_case_of_its_kind(case):
-    if case.kind != "layer" or case.sizes["E"] > 64:
-        pytest.skip("another kind of run, or too wide for loops")
     report = oracle.check(switch, case)
     assert report.ok or not case.sizes["T"], str(report)
     assert report.identify() == report.diagnose() == []
