@@ -182,6 +182,18 @@ def test_without_the_package_the_error_says_how_to_install_it(monkeypatch, tmp_p
                                                            "safetensors")
 
 
+def test_a_paper_without_cases(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "cases", lambda key: [])
+    assert refused(["switch"], tmp_path) == "there are no cases of switch"
+
+
+def test_what_does_not_fit_its_schema_is_not_published(tmp_path, monkeypatch):
+    monkeypatch.setitem(FLAGS, "k=E", "")
+    assert refused(["switch_2021/every_expert"], tmp_path) == (
+        "the manifest does not fit its schema: /flags/k=E: needs a length from 1; got ''")
+    assert not (tmp_path / "manifest.json").exists()
+
+
 # -- Guards and derivations ----------------------------------------------------------------------
 
 def guards(id, bug, monkeypatch, tmp_path):
@@ -215,6 +227,18 @@ def test_a_bug_that_a_case_does_not_show_or_that_concerns_another_kind(
         return lambda *args: right(*args) * factor
 
     assert guards(id, wrong(concerns, load_balancing_loss=times_one), monkeypatch, tmp_path) == []
+
+
+def test_a_bug_that_crashes_and_one_that_loses_an_axis(monkeypatch, tmp_path):
+    def crash(paper):
+        return lambda *args: 1 / 0
+
+    assert guards("switch_2021/roomy", wrong(load_balancing_loss=crash), monkeypatch,
+                  tmp_path / "crash") == []
+    bug = Variant("Z2", "half of it", ("switch_2021/layer",), {},
+                  changes=lambda trace, run, paper: {"P": trace["P"][..., :2]})
+    found, = guards("switch_2021/roomy", bug, monkeypatch, tmp_path / "axis")
+    assert found["first"] == "P"
 
 
 def test_a_choice_between_equals_is_not_taken_for_a_bug(monkeypatch, tmp_path):
