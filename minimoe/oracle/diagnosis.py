@@ -29,7 +29,8 @@ class Match(NamedTuple):
     whole: bool      # nothing is left that differs
 
     def __str__(self):
-        reported = f" (reported: {', '.join(self.variant.reported)})" if self.variant.reported else ""
+        places = ", ".join(self.variant.reported)
+        reported = f" (reported: {places})" if places else ""
         rest = "" if self.whole else "; it does not explain everything"
         return f"{self.variant}{reported}: explains {', '.join(self.explains)}{rest}"
 

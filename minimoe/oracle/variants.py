@@ -61,11 +61,12 @@ def private_copy(paper, replaces):
     made = {}                        # of each object that was copied, by its id: the copy
 
     def copied(value):
+        if id(value) in made:
+            return made[id(value)]
         if type(value) in PLAIN:
             return value
-        if id(value) not in made:
-            made[id(value)] = _copied(value, original, vars(copy), copied)
-        return made[id(value)]
+        found = made[id(value)] = _copied(value, original, vars(copy), copied)
+        return found
 
     def fill(module):
         vars(module).update({name: copied(value) for name, value in original.items()

@@ -1,4 +1,4 @@
-"""Losses of balance gone wrong, as reported of others' code, each as it would look in a paper's file.
+"""Losses of balance gone wrong, as reported of others' code: each as it would be in a paper's file.
 
 Titles are our words; what is reported somewhere is a report, and no verdict. ``paper`` is the
 paper's module as it was: see ``variants.private_copy``.
@@ -37,9 +37,8 @@ def _constant_of_groups(paper):
 # -- A2: layers pooled ---------------------------------------------------------------------------
 
 def _pooled_transformer(paper):
-    right = paper.transformer
-
-    def transformer(*args, **settings):
+    def transformer(params, source, target, draws, n_groups=1, source_used=None, target_used=None,
+                    capacity=paper.expert_capacity, route=None, keep=(None, None), rate=0.0):
         f, m = [], []
 
         def route(gates, u, capacity, used=None):
@@ -50,7 +49,8 @@ def _pooled_transformer(paper):
             m.append(paper.mean_gates(gates, used))
             return gating
 
-        out = right(*args, route=route, **settings)
+        out = paper.transformer(params, source, target, draws, n_groups, source_used, target_used,
+                                capacity, route, keep, rate)
         f, m = (sum(part.mean(axis=0) for part in parts) / len(parts) for parts in (f, m))   # [E]
         return out._replace(aux_loss=(f * m).mean())
     return transformer
@@ -70,20 +70,43 @@ def _remembering(paper):
     class Remembering(paper.AuxiliaryLosses):
         made_of = None
 
-    def auxiliary_losses(router, modality, soft_minimum):
-        losses = Remembering(*paper.auxiliary_losses(router, modality, soft_minimum))
-        losses.made_of = router, modality, soft_minimum
+    def auxiliary_losses(layer, modality, soft_minimum):
+        losses = Remembering(*paper.auxiliary_losses(layer, modality, soft_minimum))
+        losses.made_of = layer, modality, soft_minimum
         return losses
     return auxiliary_losses
 
 
 def _pooled_limoe(paper):
     def auxiliary_loss(layers, enabled=paper.LIMOE):
-        routers, modalities, minima = zip(*(losses.made_of for losses in layers))
-        router = paper.Router(*(ops.concatenate(parts) for parts in zip(*routers)))
-        pooled = paper.auxiliary_losses(router, np.concatenate(modalities), minima[0])
-        return paper.auxiliary_loss([pooled], enabled)
+        layers, modalities, minima = zip(*(losses.made_of for losses in layers))
+        router = layers[0].router._make(map(ops.concatenate, zip(*(
+            layer.router for layer in layers))))
+        pooled = layers[0]._replace(router=router)
+        modality = np.concatenate(modalities)
+        losses = _of_limoe(_importance_of_used, _load_of_used)(paper)(pooled, modality, minima[0])
+        return paper.auxiliary_loss([losses], enabled)
     return auxiliary_loss
+
+
+def _of_limoe(importance=None, load=None, router_z=None):
+    """A layer's losses with some done otherwise, each of (paper, router, [T] bool)."""
+    def make(paper):
+        def auxiliary_losses(layer, modality, soft_minimum):
+            losses = paper.auxiliary_losses(layer, modality, soft_minimum)
+            return losses._replace(**{
+                name: change(paper, layer.router, modality >= 0) for name, change in (
+                    ("importance", importance), ("load", load), ("router_z", router_z)) if change})
+        return auxiliary_losses
+    return make
+
+
+def _importance_of_used(paper, router, used):
+    return paper.importance_loss(router.clean, used=used)
+
+
+def _load_of_used(paper, router, used):
+    return paper.load_loss(router.clean, router.noisy, 1, used=used)
 
 
 # -- A3, A10: padding ----------------------------------------------------------------------------
@@ -118,31 +141,21 @@ def _sums_with_padding(paper):
     return lambda p, n_groups, used: right(p, n_groups, None)
 
 
-def _importance_with_padding(paper):
-    right = paper.importance_loss
-    return lambda clean, n_groups=1, used=None: right(clean, n_groups)
+def _importance_of_all(paper, router, used):
+    return paper.importance_loss(router.clean)
 
 
-def _load_with_padding(paper):
-    right = paper.load_loss
-    return lambda clean, noisy, k, n_groups=1, used=None: right(clean, noisy, k, n_groups)
+def _load_of_all(paper, router, used):
+    return paper.load_loss(router.clean, router.noisy, 1)
+
+
+def _z_of_all(paper, router, used):
+    return paper.router_z_loss(router.clean)
 
 
 def _z_with_padding(paper):
     right = paper.router_z_loss
     return lambda logits, used=None: right(logits)
-
-
-def _all_rows(paper):
-    """limoe_2022 takes the rows that are used before it calls ``router_z_loss``."""
-    right = paper.auxiliary_losses
-
-    def auxiliary_losses(router, modality, soft_minimum):
-        losses = right(router, modality, soft_minimum)
-        return losses._replace(importance=paper.importance_loss(router.clean),
-                               load=paper.load_loss(router.clean, router.noisy, k=1),
-                               router_z=paper.router_z_loss(router.clean))
-    return auxiliary_losses
 
 
 SWITCH_PADDING = {"dispatched_fraction": _f_with_padding, "mean_probability": _P_with_padding}
@@ -177,6 +190,10 @@ def _softmax_of(name):
         right = getattr(paper, name)
         return lambda first, *args, **settings: right(ops.softmax(first), *args, **settings)
     return make
+
+
+def _importance_of_probs(paper, router, used):
+    return paper.importance_loss(ops.softmax(router.clean), used=used)
 
 
 # -- A5: never added -----------------------------------------------------------------------------
@@ -337,6 +354,14 @@ def _load_of_halves(paper):
     return load_loss
 
 
+def _importance_of_limoe_halves(paper, router, used):
+    return 2 * paper.importance_loss(router.clean, 2, used)
+
+
+def _load_of_limoe_halves(paper, router, used):
+    return 2 * paper.load_loss(router.clean, router.noisy, 1, 2, used)
+
+
 # -- A12: the square of a standard deviation -----------------------------------------------------
 
 def _squared_std(v, axis=None):
@@ -353,12 +378,8 @@ def _cv_of_std_of_groups(paper):
     return lambda v: _squared_std(v, axis=-1).mean()
 
 
-def _importance_of_std(paper):
-    def importance_loss(clean, n_groups=1, used=None):
-        p = ops.softmax(clean)
-        p = p if used is None else ops.where(used[:, None], p, 0.0)
-        return _squared_std(p.sum(axis=0)).sum()
-    return importance_loss
+def _importance_of_std(paper, router, used):
+    return _squared_std(ops.where(used[:, None], ops.softmax(router.clean), 0.0).sum(axis=0)).sum()
 
 
 BUGS = [
@@ -377,12 +398,13 @@ BUGS = [
          form(("gshard_2020/layer_padded", "gshard_2020/transformer"), **GSHARD_PADDING),
          form("vmoe_2021/layer", _sums=_sums_with_padding),
          form(("limoe_2022/losses", "limoe_2022/tower_padded"),
-              importance_loss=_importance_with_padding, load_loss=_load_with_padding)),
+              auxiliary_losses=_of_limoe(_importance_of_all, _load_of_all))),
     *bug("A4", "the balance loss is given probabilities for logits: softmax twice",
          "huggingface/transformers#39055",
          form(SWITCH, mean_probability=_softmax_of("mean_probability")),
          form(GSHARD, mean_gates=_softmax_of("mean_gates")),
-         form((*VMOE, *LIMOE), importance_loss=_softmax_of("importance_loss"))),
+         form(VMOE, importance_loss=_softmax_of("importance_loss")),
+         form(LIMOE, auxiliary_losses=_of_limoe(_importance_of_probs))),
     *bug("A5", "the balance loss is computed and never added to the loss",
          "huggingface/transformers#44242",
          form("switch_2021/layer", training_loss=_task_alone),
@@ -409,7 +431,8 @@ BUGS = [
     *bug("A10a", "padding is counted in the z-loss, as in the balance loss",
          "NVIDIA/Megatron-LM#1984, NVIDIA/Megatron-LM#2121",
          form("switch_2021/layer", router_z_loss=_z_with_padding, **SWITCH_PADDING),
-         form(("limoe_2022/losses", "limoe_2022/tower_padded"), auxiliary_losses=_all_rows)),
+         form(("limoe_2022/losses", "limoe_2022/tower_padded"),
+              auxiliary_losses=_of_limoe(_importance_of_all, _load_of_all, _z_of_all))),
     *bug("A10b", "the padding mask [T] is laid along the experts of a map [T, E]",
          "NVIDIA/Megatron-LM#6111",
          form("switch_2021/layer", dispatched_fraction=_f_masked_along_experts,
@@ -419,10 +442,12 @@ BUGS = [
          "AI-Hypercomputer/maxtext#1483",
          form(SWITCH, load_balancing_loss=_of_halves),
          form(GSHARD, auxiliary_loss=_groups_of_halves),
-         form((*VMOE, *LIMOE), importance_loss=_importance_of_halves, load_loss=_load_of_halves)),
+         form(VMOE, importance_loss=_importance_of_halves, load_loss=_load_of_halves),
+         form(LIMOE, auxiliary_losses=_of_limoe(_importance_of_limoe_halves,
+                                                _load_of_limoe_halves))),
     *bug("A12", "CV^2 is the square of a standard deviation: NaN gradients at perfect balance",
          "google-research/vmoe#218",
          form(SPARSELY_GATED, cv_squared=_cv_of_std),
          form(VMOE, _cv_squared=_cv_of_std_of_groups),
-         form(LIMOE, importance_loss=_importance_of_std)),
+         form(LIMOE, auxiliary_losses=_of_limoe(_importance_of_std))),
 ]

@@ -123,7 +123,8 @@ BUGS = [
          form(RBM[:1], negative_hidden=_hidden_before),
          form(RBM[1:2], persistent_gradient=_chains_before)),
     *bug("P6a", "the reconstruction is made from hidden probabilities, not from states",
-         "deeplearning4j/deeplearning4j#3057, rushter/MLAlgorithms#29, GabrielBianconi/pytorch-rbm#2",
+         "deeplearning4j/deeplearning4j#3057, rushter/MLAlgorithms#29, "
+         "GabrielBianconi/pytorch-rbm#2",
          form(RBM[:2], gibbs_step=_hidden_not_sampled)),
     *bug("P6b", "the energy has the opposite sign", "scikit-learn/scikit-learn#11153",
          form(RBM, free_energy=_opposite_sign)),

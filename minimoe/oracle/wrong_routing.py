@@ -40,12 +40,13 @@ def _rerouted(change, name="_first_come"):
     return make
 
 
-def _unaware_of_padding(name):
+def _unaware_of_padding(name, place=4):
+    """``name``, whose argument ``place`` says which tokens are used, not told so."""
     def make(paper):
         right = getattr(paper, name)
 
         def routed(*args, **settings):
-            args = [None if getattr(a, "dtype", None) == bool else a for a in args]
+            args = [None if i == place else a for i, a in enumerate(args)]
             return right(*args, **{**settings, "used": None} if "used" in settings else settings)
         return routed
     return make
@@ -77,7 +78,7 @@ def _z_of_largest(paper):
         ops.softmax(logits).max(axis=-1, keepdims=True), used)
 
 
-# -- R2: a dropped token comes back ----------------------------------------------------------------
+# -- R2: a dropped token comes back ---------------------------------------------------------------
 
 def _returned(right):
     def expert_feed_forward(x, routing, w_in, w_out):
@@ -314,9 +315,9 @@ def _one_router(run, module):
 
 
 def _one_gate(run, module):
-    w = run.params["w_gate"].copy()
-    w[...] = w[..., :1, :, :]
-    return run._replace(params={**run.params, "w_gate": w})
+    def shared(name, w):
+        return 0 * w + w[..., :1, :, :] if name.endswith("w_gate") else w     # [K, D, E]
+    return run._replace(params={name: shared(name, w) for name, w in run.params.items()})
 
 
 # -- R15, R16: noise ------------------------------------------------------------------------------
@@ -331,7 +332,7 @@ def _std_of_zero(paper):
     def noisy_top_k(clean, raw, epsilon, k, *parts, **named):
         if np.any(epsilon):
             raise ValueError("in training there is noise")
-        found = right(clean, 0 * raw, epsilon, k, lambda raw: 0 * raw, *parts[1:], **named)
+        found = right(clean, raw, epsilon, k, lambda raw: ops.square(0 * raw), *parts[1:], **named)
         threshold = paper.kth_excluding(found.noisy, k)
         return found._replace(p=ops.normal_cdf((clean - threshold) / found.std))
     return noisy_top_k
@@ -412,8 +413,8 @@ BUGS = [
          form(("switch_2021/layer", "switch_2021/encoder_decoder"),
               _first_come=_unaware_of_padding("_first_come")),
          form(("gshard_2020/layer_padded", "gshard_2020/transformer"),
-              decision_counter=_unaware_of_padding("decision_counter"),
-              seat=_unaware_of_padding("seat")),
+              decision_counter=_unaware_of_padding("decision_counter", 3),
+              seat=_unaware_of_padding("seat", 5)),
          form(VMOE[:2], route=_unaware_of_padding("route")),
          form(("limoe_2022/losses", "limoe_2022/tower_padded"),
               **{name: _unaware_of_padding(name) for name in ROUTES})),
@@ -441,7 +442,7 @@ BUGS = [
          form(SWITCH, router_probs=_softmax_over_tokens),
          form(GSHARD, gate_probabilities=_gates_over_tokens),
          form(("vmoe_2021/layer", "vmoe_2021/vmoe"), router=_router_over_tokens),
-         form("mmoe_2018/models", gate=_gate_over_cases),
+         form(("mmoe_2018/models", "mmoe_2018/mmoe"), gate=_gate_over_cases),
          form("local_experts_1991", mixing_proportions=_proportions_over_cases)),
     *bug("R12", "experts of index 256 and above are never chosen", "kekzl/imp#2056",
          form(SWITCH, top_k=_top_k_within_a_byte),
@@ -458,7 +459,7 @@ BUGS = [
          form("gshard_2020/transformer", alters=_one_router),
          form("vmoe_2021/vmoe", alters=_one_router),
          form(LIMOE[1:], alters=_one_router),
-         form("mmoe_2018/models", alters=_one_gate)),
+         form(("mmoe_2018/models", "mmoe_2018/mmoe"), alters=_one_gate)),
     *bug("R15", "the noise's standard deviation is made with w_gate, not w_noise",
          "yfzhang114/SliME#3",
          form((*SPARSELY_GATED, "sparsely_gated_2017/hierarchical",
