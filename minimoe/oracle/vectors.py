@@ -56,6 +56,7 @@ FLAGS = {   # of a case: the bugs that such cases catch
     "one sample": "axes of length one squeezed away; weights of a single sample, which are 1",
     "missing": "what is not there and is counted all the same: a prior, a term of the bound",
     "T=E": "tokens taken for experts: shapes that fit by chance",
+    "ignored": "what has no class, counted in a loss or in the number that it is divided by",
     "T=0": "an empty batch: means of nothing",
     "T=1": "axes of length one squeezed away; variances of a single number",
     "wide": "sizes that are powers of two or fit into a byte by chance",
