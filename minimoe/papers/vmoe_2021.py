@@ -72,11 +72,12 @@ class Router(NamedTuple):
 
 
 def router(x, w_router, z=None):
-    """softmax(W x + epsilon), epsilon of standard deviation 1 / E. [T, D], [D, E], [T, E] -> Router
+    """softmax(W x + epsilon), epsilon of standard deviation 1 / E. Section 2.3
 
     Noise comes before the softmax, and the softmax before the choice: chosen first, a single expert
     would have the weight 1, whatever the router said. ``z`` is the draw, from the standard normal;
     at inference there is none. ValueError where logits come out as NaN or infinity.
+    [T, D], [D, E], [T, E] -> Router
     """
     clean = router_logits(x, w_router)                                 # [T, E]
     noisy = clean if z is None else noisy_logits(clean, noise_std_vmoe(clean.shape[-1]), z)
@@ -84,8 +85,7 @@ def router(x, w_router, z=None):
 
 
 def keep_top_k(gates, k):
-    """g(x) = TOP_k(softmax(W x + epsilon)): zero for the others, not normalised. [T, E] -> [T, E]
-    """
+    """g(x) = TOP_k(softmax(W x + epsilon)), not normalised. Section 2.3 [T, E] -> [T, E]"""
     return ops.where(top_k_mask(gates, k), gates, 0.0)
 
 
@@ -132,7 +132,7 @@ def route_vanilla(gates, capacity, k, n_groups=1, used=None):
 
 
 def largest_gate(gates, k):
-    """s(x) = max_i g(x)_i. [T, E] -> [T]"""
+    """s(x) = max_i g(x)_i. Section 4.1 [T, E] -> [T]"""
     return stop_gradient(gates).max(axis=-1)
 
 
@@ -158,19 +158,20 @@ def route_batch_prioritized(gates, capacity, k, n_groups=1, used=None, score=lar
 # -- Balance, Appendix A.2 -----------------------------------------------------------------------
 
 def importance_loss(clean, n_groups=1, used=None):
-    """CV(Imp)^2, Imp_i = sum_x softmax(W x)_i: of logits without noise, averaged over groups.
+    """CV(Imp)^2, Imp_i = sum_x softmax(W x)_i: of logits without noise. Appendix A.2
 
-    0 where experts share the probability evenly, E - 1 where one has it all. [T, E] -> []
+    Averaged over groups. 0 where experts share the probability evenly, E - 1 where one has it all.
+    [T, E] -> []
     """
     return _cv_squared(_sums(ops.softmax(clean), n_groups, used))
 
 
 def load_loss(clean, noisy, k, n_groups=1, used=None):
-    """CV(load)^2, load_i = sum_x p_i(x): averaged over groups. [T, E], [T, E] -> []
+    """CV(load)^2, load_i = sum_x p_i(x), averaged over groups. Appendix A.2
 
     p_i(x) = 1 - Phi((threshold - (W x)_i) E) is the probability that expert i would reach the
     token's k-th largest noisy logit, were its own noise drawn again. The threshold takes part in
-    the gradient. Without noise there is no such probability.
+    the gradient. Without noise there is no such probability. [T, E], [T, E] -> []
     """
     std = 0 * stop_gradient(clean) + noise_std_vmoe(clean.shape[-1])   # [T, E]
     p = load_probability(clean, std, kth_inclusive(noisy, k))          # [T, E]
@@ -222,7 +223,9 @@ class VMoEOutput(NamedTuple):
 
 def moe_layer(params, x, capacity, k, z=None, n_groups=1, route=route_vanilla, used=None,
               activation=ops.gelu):
-    """MoE(x) = sum_i g(x)_i e_i(x) over the chosen experts that had a slot. [T, D] -> [T, D]
+    """MoE(x) = sum_i g(x)_i e_i(x) over the chosen experts that had a slot. Section 2.1
+
+    [T, D] -> [T, D]
 
     ``route`` is ``route_vanilla``, ``route_batch_prioritized`` or another of their signature.
     ValueError where x is not [T, D] or z not [T, E], for a k that is not between 1 and E, groups
@@ -246,7 +249,7 @@ def _check_layer(params, x, z):
 
 
 def expert_mlp(params, x, routing, activation=ops.gelu):
-    """The gated sum of e_i(x) = GELU(x W_1 + b_1) W_2 + b_2 over a token's choices kept.
+    """The gated sum of e_i(x) = GELU(x W_1 + b_1) W_2 + b_2 over choices kept. Section 2.2
 
     [T, D], Routing [T, K] -> [T, D]
     """
@@ -308,7 +311,7 @@ def last(n_blocks, n):
 
 # -- The Vision Transformer, Section 2.2 ---------------------------------------------------------
 # A. Dosovitskiy et al., "An Image is Worth 16x16 Words: Transformers for Image Recognition at
-# Scale", 2020. arXiv:2010.11929v2, Section 3.1, whose Eqs. (1)-(4) these are.
+# Scale", 2020. arXiv:2010.11929v2, Section 3.1. Numbers of equations are those there.
 
 class BlockParams(NamedTuple):
     attention_norm: nn.LayerNormParams   # [D]
@@ -329,7 +332,7 @@ class EncoderOutput(NamedTuple):
 
 def encode(params, sequences, capacity, k, z=None, n_groups=1, route=route_vanilla, used=None,
            activation=ops.gelu):
-    """Blocks of attention and an MLP or experts, each with a layer norm first. Eqs. (2)-(4)
+    """Blocks of attention and an MLP or experts, each with a layer norm first.
 
     ``sequences`` is a list, [B, S, D] of each kind, embedded: tokens read those of their own
     sequence, and are routed together, those of the first kind in front, in groups of T / G in a
@@ -425,11 +428,11 @@ def patches(image, size):
 
 
 def embed(params, x):
-    """Each patch a token, the class token in front, and their positions added. Eq. (1)
+    """Each patch a token, the class token in front, and their positions added.
 
     [B, S', P*P*C] -> [B, S, D]
     """
-    tokens = nn.linear(params.patch, x)                                # [B, S', D]
+    tokens = nn.linear(params.patch, x)                                # [B, S', D]        Eq. (1)
     if params.class_token is not None:
         first = ops.broadcast_to(params.class_token, shape=(len(x), 1, tokens.shape[-1]))
         tokens = ops.concatenate([first, tokens], axis=1)              # [B, S, D]
