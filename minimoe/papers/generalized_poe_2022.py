@@ -550,7 +550,7 @@ def _not_divided(paper):
 
 CONVENTIONS = {
     "weights sum to the number of modalities present":
-        {"softmax_weights": lambda paper: scaled_softmax_weights},   # which calls the original
+        {"softmax_weights": "scaled_softmax_weights"},
     "weights are sigmoids, each on its own": {"softmax_weights": "sigmoid_weights"},
     "a standard normal prior is one expert more, as in MVAE": {"generalized_product": _with_prior},
     "small numbers in the product, as in multi-view-AE": {"generalized_product": _as_multiview_ae},

@@ -564,6 +564,7 @@ CASES = {
     "iwae_one_sample": ("multivae_iwae", dict(K=1, B=3, **_SIZES), "one sample",
                         _pixels_and_draws()),
     "iwae_four_samples": ("multivae_iwae", dict(K=4, B=3, **_SCALED), "", _pixels_and_draws()),
+    "iwae_three_samples": ("multivae_iwae", dict(K=3, B=5, **_SIZES), "", _pixels_and_draws()),
     "iwae_one_datum": ("multivae_iwae", dict(K=4, B=1, **_SIZES), "degenerate, one datum",
                        _pixels_and_draws()),
 }

@@ -763,6 +763,8 @@ CASES = {
     "cd_large_weights": ("rbm", dict(N=6, D=8, H=4, K=2, R=6), "extreme", _machine(64.0)),
     "scikit_learn_batch": ("scikit_learn", dict(N=6, D=5, H=4, R=6, learning_rate=0.25), "",
                            _scored()),
+    "scikit_learn_more_chains": ("scikit_learn", dict(N=8, D=6, H=5, R=12, learning_rate=0.5), "",
+                                 _scored()),
     "scikit_learn_one_datum": ("scikit_learn", dict(N=1, D=4, H=3, R=1, learning_rate=0.5),
                                "degenerate, one datum", _scored()),
     "scikit_learn_large_weights": ("scikit_learn", dict(N=4, D=8, H=3, R=4, learning_rate=0.25),

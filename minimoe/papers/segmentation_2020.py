@@ -37,7 +37,7 @@ first author's group (KASTEL-MobilityLab/mixtures-of-experts):
     split               FRRN: batch norm, no bias; R, mini: bias, no batch norm
     before the last     FRRN: residual units, the first of which projects 128 to 48; R: a 1 x 1
     units               convolution does
-    running variance    torch: of n - 1; FRRN: the population's, not built
+    running variance    torch: of n - 1; FRRN: the population's, in CONVENTIONS alone
     loss                R: cross-entropy; FRRN: of the 32,768 worst pixels of an image, not built
     joint fine-tuning   R: settings alone; not built
     entropy, variance   of later papers (arXiv:2509.04816v1); not built
@@ -527,20 +527,21 @@ def _run(letters, **inputs):
 
 
 def _network_oracle(network, letters, case):
-    """A network in training, and in evaluation after one batch; gradients of a sum.
+    """A network in training, and in evaluation after one batch; gradients of the loss.
 
-    What is differentiated is the loss plus <features, cotangent>.
+    Of <features, cotangent>, that with respect to the image.
     """
     params, x = _recorded(letters, case), Tensor(case.inputs["x"])
     out = network(params, x)
     loss = segmentation_loss(out.logits, case.inputs["label"])
     running = running_statistics(first_statistics(out.statistics), out.statistics)
     evaluated = network(params, x, running)
-    whole = loss + (out.features * case.inputs["cotangent"]).sum()
+    seen = (out.features * case.inputs["cotangent"]).sum()
     return tree.map(stop_gradient, {
-        "logits": out.logits, "features": out.features, "loss": loss,
+        "features": out.features, "logits": out.logits, "loss": loss,
         "running": running, "evaluated": evaluated.logits,
-        "grad": grad(whole, {"x": x, **params._asdict()})})
+        "grad": {"features": grad(seen, {"x": x}),
+                 "loss": grad(loss, {"x": x, **params._asdict()})}})
 
 
 def frrn_a_oracle(case):
@@ -559,22 +560,27 @@ def mixture_oracle(case):
                           ()) for e in range(E)]
     label = case.inputs["label"]
     first, second = (predicted(out.logits) for out in experts[:2])
-    found = {}
+    features, leaves = [out.features for out in experts], {
+        **{f"logits.{e}": out.logits for e, out in enumerate(experts)},
+        **{f"features.{e}": out.features for e, out in enumerate(experts)}}
+    found = {"gate_logits": {name: gate_logits(params[name], features)
+                             for name in ("simple", "class_wise")}}
+    gradients = {}
     for name, mixture in (("simple", simple_mixture), ("class_wise", class_wise_mixture)):
         for ending, w_extra in (("", None), ("_extra", params["w_extra"])):
             out = mixture(MixtureParams(params[name], w_extra), experts)
             loss = segmentation_loss(out.logits, label)
             masks = disagreement_masks(first, second, predicted(out.logits))
             confusion = confusion_matrix(label, predicted(out.logits), out.logits.shape[-1])
-            found[name + ending] = {
-                **out._asdict(), "loss": loss, "masks": masks._asdict(), "confusion": confusion,
-                "grad": grad(loss, {"gate": params[name], "experts": [out[:2] for out in experts],
-                                    **({"w_extra": w_extra} if ending else {})})}
+            found[name + ending] = {**out._asdict(), "loss": loss, "masks": masks._asdict(),
+                                    "confusion": confusion}
+            gradients[f"{name}{ending}.loss"] = grad(loss, {
+                **leaves, name: params[name], **({"w_extra": w_extra} if ending else {})})
     logits = [out.logits for out in experts]
     return tree.map(stop_gradient, {
         **found, "mean_ensemble": mean_ensemble(logits), "max_ensemble": max_ensemble(logits),
         "probability_mixture": probability_mixture(found["simple"]["gate"], logits),
-        "centred": centred(logits[0])})
+        "centred": centred(logits[0]), "grad": gradients})
 
 
 NETWORK = {"x": "B H W RGB", "label": "int B H W", "cotangent": "B h w F"}
@@ -583,4 +589,94 @@ ORACLES = {
     "frrn_mini": (_run(FRRN_MINI, **NETWORK), frrn_mini_oracle),
     "mixture": ({**_run(MIXTURE, label="int B H W"),
                  "in.features.*": "B h w F", "in.logits.*": "B H W K"}, mixture_oracle),
+}
+
+
+# -- Cases and conventions -----------------------------------------------------------------------
+
+def _labels(ignored=0.0, change=None):
+    """Classes, of which this share is ignored; batch norms near those that training starts from."""
+    def draw(arrays, rng):
+        for name, array in arrays.items():
+            if name.endswith(("scale", "shift")):
+                array *= 0.25
+                array += name.endswith("scale")
+        label, n_classes = arrays["in.label"], (
+            arrays["in.logits.0"].shape if "in.logits.0" in arrays else
+            arrays["param.classes.b"].shape)[-1]
+        label[:] = rng.integers(n_classes, size=label.shape)
+        label[rng.random(label.shape) < ignored] = 250
+        if change:
+            change(arrays)
+
+    return draw
+
+
+def _one_saturated(arrays):
+    """Features of the first image so large that its gates hear one expert alone."""
+    for name in ("in.features.0", "in.features.1"):
+        arrays[name][0] *= 16
+
+
+def _ties(arrays):
+    """Two classes are alike to the first expert, all of them to the second."""
+    arrays["in.logits.0"][..., 1] = arrays["in.logits.0"][..., 2]
+    arrays["in.logits.1"][...] = 0
+
+
+_A = dict(RGB=3, C=2, Z=2, K=3, F=16)
+_MINI = dict(RGB=3, C=2, Z=2, K=3, F=6)
+_TWO = dict(E=2, n_features=2, n_logits=2, F=2, EF=4, h=2, w=3, HW=6, U=4, H=4, W=6, K=3)
+
+CASES = {
+    "frrn_a": ("frrn_a", dict(B=2, H=32, W=48, h=2, w=3, **_A), "wide", _labels()),
+    "frrn_a_some_ignored": ("frrn_a", dict(B=3, H=32, W=32, h=2, w=2, **_A), "ignored, wide",
+                            _labels(ignored=0.25)),
+    "frrn_a_all_ignored": ("frrn_a", dict(B=2, H=32, W=32, h=2, w=2, **_A),
+                           "ignored, degenerate, wide", _labels(ignored=1.0)),
+    "frrn_mini": ("frrn_mini", dict(B=2, H=8, W=12, h=2, w=3, **_MINI), "", _labels()),
+    "frrn_mini_some_ignored": ("frrn_mini", dict(B=1, H=12, W=12, h=3, w=3, **_MINI), "ignored",
+                               _labels(ignored=0.25)),
+    "frrn_mini_all_ignored": ("frrn_mini", dict(B=2, H=8, W=8, h=2, w=2, **_MINI),
+                              "ignored, degenerate", _labels(ignored=1.0)),
+    "two_experts": ("mixture", dict(B=2, **_TWO), "", _labels()),
+    "three_experts": ("mixture", dict(B=1, **{**_TWO, "E": 3, "n_features": 3, "n_logits": 3,
+                                              "EF": 6, "K": 4}), "ignored", _labels(ignored=0.25)),
+    "saturated_gate": ("mixture", dict(B=4, **_TWO), "extreme", _labels(change=_one_saturated)),
+    "tied_classes": ("mixture", dict(B=2, **_TWO), "ties", _labels(change=_ties)),
+    "nothing_labelled": ("mixture", dict(B=1, **_TWO), "ignored, degenerate",
+                         _labels(ignored=1.0)),
+}
+
+
+def _mixes(name, of):
+    """A mixture of something else that logits give."""
+    def make(paper):
+        mixture = getattr(paper, name)
+        return lambda params, outputs: mixture(
+            params, [out._replace(logits=of(out.logits)) for out in outputs])
+    return make
+
+
+def _relu_after_the_sum(paper):
+    return lambda params, x, norm: ops.relu(paper.residual_unit(params, x, norm))
+
+
+def _variance_of_the_population(paper):
+    def batch_statistics(x):
+        found, n = paper.batch_statistics(x), x.size // x.shape[-1]
+        return found._replace(variance=found.variance * (n - 1) / n)
+    return batch_statistics
+
+
+CONVENTIONS = {
+    "probabilities are mixed, not logits": {
+        name: _mixes(name, ops.softmax) for name in ("simple_mixture", "class_wise_mixture")},
+    "the class-wise mixture is of centred logits": {
+        "class_wise_mixture": _mixes("class_wise_mixture", centred)},
+    "a relu follows the sum of a residual unit": {"residual_unit": _relu_after_the_sum},
+    "running variances are the population's": {"batch_statistics": _variance_of_the_population},
+    "FRRN-A's way back to z is bilinear": {
+        "frrn_a": lambda paper: lambda params, x, statistics=None: paper._frrn(
+            params, x, statistics, paper.conv_norm, ops.upsample_bilinear)},
 }

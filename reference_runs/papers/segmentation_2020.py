@@ -111,8 +111,9 @@ def record_network(case, function, seed, B, H, W, C, Z, K, n_ignored=0):
     logits, features = function(net, x.permute(0, 3, 1, 2), C, Z, K)
     cotangent = torch.from_numpy(rng.standard_normal(features.permute(0, 2, 3, 1).shape))
     loss = F.cross_entropy(logits, label, ignore_index=IGNORED)
-    whole = loss + (features.permute(0, 2, 3, 1) * cotangent).sum()
-    gradients = torch.autograd.grad(whole, [x, *net.params.values()])
+    seen, = torch.autograd.grad((features.permute(0, 2, 3, 1) * cotangent).sum(), x,
+                                retain_graph=True)
+    gradients = torch.autograd.grad(loss, [x, *net.params.values()])
 
     evaluating = Network(rng, running=net.batch)
     evaluating.params = net.params
@@ -123,18 +124,19 @@ def record_network(case, function, seed, B, H, W, C, Z, K, n_ignored=0):
               "loss": loss, "evaluated": evaluated.permute(0, 2, 3, 1),
               **{f"running.{i}.{name}": value for i, pair in enumerate(net.batch)
                  for name, value in zip(("mean", "variance"), pair)},
-              **{f"grad.{name}": g for name, g in zip(["x", *net.params], gradients)}})
+              "grad.features.x": seen,
+              **{f"grad.loss.{name}": g for name, g in zip(["x", *net.params], gradients)}})
 
 
 # -- The mixture ---------------------------------------------------------------------------------
 
 def one_gate(features, w_conv, b_conv, w_hidden, b_hidden, w_out, b_out, i):
-    """The i-th gate's distribution over experts. [B, E]"""
+    """The i-th gate's logits. [B, E]"""
     joined = torch.cat([f.permute(0, 3, 1, 2) for f in features], 1)
     y = F.conv2d(joined, w_conv[..., i].permute(2, 0, 1)[None].contiguous(), b_conv[i:i + 1],
                  padding=1)
     y = F.relu(F.linear(F.relu(y).flatten(1), w_hidden[i].T, b_hidden[i]))
-    return torch.softmax(F.linear(y, w_out[i].T, b_out[i]), 1)
+    return F.linear(y, w_out[i].T, b_out[i])
 
 
 def mixture(gates, logits, w_extra):
@@ -184,13 +186,15 @@ def record_mixture(case, seed, E, B, H, W, h, w, n_features, K, hidden, scale=1.
     first, second, *_ = (o.argmax(-1) for o in logits)
     out = {}
     for name, params in gate_params.items():
-        gates = [one_gate(features, **params, i=i) for i in range(len(params["b_conv"]))]
+        of_gates = [one_gate(features, **params, i=i) for i in range(len(params["b_conv"]))]
+        gates = [torch.softmax(z, 1) for z in of_gates]
+        out[f"gate_logits.{name}"] = torch.stack(of_gates, 2)
         for ending, w_extra in (("", None), ("_extra", extra)):
             s = mixture(gates, logits, w_extra)
             loss = F.cross_entropy(s, label, ignore_index=IGNORED)
-            wanted = {**{f"gate.{key}": p for key, p in params.items()},
-                      **{f"experts.{e}.{i}": a for e, pair in enumerate(zip(logits, features))
-                         for i, a in enumerate(pair)},
+            wanted = {**{f"logits.{e}": a for e, a in enumerate(logits)},
+                      **{f"features.{e}": a for e, a in enumerate(features)},
+                      **{f"{name}.{key}": p for key, p in params.items()},
                       **({"w_extra": extra} if ending else {})}
             found = torch.autograd.grad(loss, list(wanted.values()), retain_graph=True)
             mixed = s.argmax(1)
@@ -198,8 +202,8 @@ def record_mixture(case, seed, E, B, H, W, h, w, n_features, K, hidden, scale=1.
             out |= {f"{name}{ending}.{key}": value for key, value in {
                 "gate": gate, "logits": s.permute(0, 2, 3, 1), "loss": loss,
                 **{f"masks.{mask}": where for mask, where in masks(first, second, mixed).items()},
-                "confusion": confusion(label, mixed, K),
-                **{f"grad.{key}": g for key, g in zip(wanted, found)}}.items()}
+                "confusion": confusion(label, mixed, K)}.items()}
+            out |= {f"grad.{name}{ending}.loss.{key}": g for key, g in zip(wanted, found)}
             if name == "simple" and not ending:
                 out["probability_mixture"] = sum(
                     gate[:, e, None, None, None] * torch.softmax(logits[e], -1) for e in range(E))
