@@ -181,9 +181,11 @@ def draws_come_from_a_generator(path, source):
 
 
 def recorders_import_no_minimoe(path, source):
+    """Adapters of third-party packages record no expected values: they ask the oracle for them."""
     if path.startswith("reference_runs/"):
+        adapter = path.startswith("reference_runs/third_party/")
         for name in imports(source):
-            if name.split(".")[0] == "minimoe":
+            if name.split(".")[0] == "minimoe" and not (adapter and name == "minimoe.oracle"):
                 yield f"imports {name}, which it will judge"
 
 
@@ -329,6 +331,10 @@ PLANTED = [
     (recorders_import_no_minimoe, "reference_runs/papers/switch_2021.py",
      "def f():\n    from minimoe.papers import switch_2021", "which it will judge"),
     (recorders_import_no_minimoe, "reference_runs/recorder.py", "import minimoe", "will judge"),
+    (recorders_import_no_minimoe, "reference_runs/papers/switch_2021.py",
+     "from minimoe import oracle", "which it will judge"),
+    (recorders_import_no_minimoe, "reference_runs/third_party/fairscale.py",
+     "from minimoe.papers import gshard_2020", "which it will judge"),
     (no_test_imports_torch_or_cupy, "tests/test_nn.py", "def f():\n    import torch",
      "imports torch"),
     (no_test_imports_torch_or_cupy, "tests/test_nn.py", "from cupy import array",
@@ -378,6 +384,7 @@ def test_every_rule_has_been_broken():
     ("minimoe/papers/local_experts_1991.py",
      '"""Local experts.\n\nNeural Computation\n3(1):79-87, 1991."""\ndef oracle(case): pass'),
     ("reference_runs/papers/switch_2021.py", "import torch\nfrom reference_runs.recorder import x"),
+    ("reference_runs/third_party/holding.py", "from minimoe import oracle"),
     ("tests/test_nn.py", "def f(rng: np.random.Generator):\n"
                          "    return np.load(p, allow_pickle=False), load(p)"),
 ])
