@@ -67,10 +67,10 @@ def scores(z_image, z_text, t):
 
 
 def contrastive_loss(scores):
-    """Images are to find their texts and texts their images, half of each. Eq. (1)
+    """Cross-entropies of each image's text and of each text's image, the mean of both. Eq. (1)
 
-    The mean over pairs: log B where nothing is known, 0 for a single pair. ValueError for scores
-    that are not square. [B, B] -> []
+    log B where nothing is known, 0 for a single pair. ValueError for scores that are not square.
+    [B, B] -> []
     """
     if len(scores.shape) != 2 or scores.shape[0] != scores.shape[1]:
         raise ValueError(f"contrastive_loss: needs as many images as texts; got {scores.shape}")
