@@ -564,6 +564,10 @@ def _wrong_and_sure(arrays):
     arrays["param.w_gates.0"] *= 4
 
 
+def _wrong_and_sure_below(arrays):
+    arrays["param.w_gates.1"] *= 8
+
+
 _GIVEN = dict(bernoulli=0, ridge=1.0, newton_steps=2, variance_floor=2**-6, decay=0.875)
 
 CASES = {
@@ -585,6 +589,9 @@ CASES = {
                   _tree_of(2, 2, change=_sure_gate)),
     "damped": ("", dict(N=16, D=3, O=2, n_w_gates=1, leaves=2, **{**_GIVEN, "ridge": 2**-4}), "",
                _tree_of(2, change=_wrong_and_sure)),
+    "damped_below_the_root": (
+        "", dict(N=16, D=2, O=2, n_w_gates=2, leaves=4, **{**_GIVEN, "ridge": 2**-4}), "",
+        _tree_of(2, 2, change=_wrong_and_sure_below)),
 }
 
 

@@ -430,6 +430,13 @@ def _pixels_and_labels(*changes):
     return draw
 
 
+def _one_of_each(arrays, rng):
+    """Every datum has one modality, and the first modality is there twice."""
+    present = arrays["in.present"]
+    present[:] = False
+    present[[0, 0, 1, 2], range(4)] = True
+
+
 def _nothing_there(arrays, rng):
     arrays["in.present"][:] = False
 
@@ -455,6 +462,7 @@ CASES = {
     "complete": ("objective", dict(N=6, **_ALL), "", _pixels_and_labels()),
     "some_missing": ("objective", dict(N=8, **_WEIGHTED), "missing",
                      _pixels_and_labels(_some_missing)),
+    "one_of_each": ("objective", dict(N=4, **_ALL), "missing", _pixels_and_labels(_one_of_each)),
     "nothing_there": ("objective", dict(N=3, **_ALL), "missing, degenerate",
                       _pixels_and_labels(_nothing_there)),
     "one_datum": ("objective", dict(N=1, **_JOINT), "degenerate, one datum", _pixels_and_labels()),
@@ -463,6 +471,8 @@ CASES = {
     "multivae_complete": ("multivae", dict(N=6, **_ALL), "", _pixels_and_labels()),
     "multivae_some_missing": ("multivae", dict(N=8, **_WEIGHTED), "missing",
                               _pixels_and_labels(_some_missing)),
+    "multivae_one_of_each": ("multivae", dict(N=4, **_ALL), "missing",
+                             _pixels_and_labels(_one_of_each)),
     "multivae_one_datum": ("multivae", dict(N=1, **_JOINT), "degenerate, one datum",
                            _pixels_and_labels()),
     "five_samples": ("log_likelihood", dict(N=4, K=5, **_WIDTHS), "", _pixels_and_labels()),

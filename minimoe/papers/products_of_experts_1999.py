@@ -672,15 +672,14 @@ def _veto(arrays, rng):
     arrays["in.weights"][:] = 0.5, 0.5, 0
 
 
-def _gaussians(log_tau, logit_pi=0.0):
+def _gaussians(log_tau, logit_pi=0.0, spread=1.0):
     """Data near the experts' means; every expert clear about whether its Gaussian is used."""
     def draw(arrays, rng):
         mu = arrays["param.mu"] = rng.integers(256, size=arrays["param.mu"].shape) / 256
         arrays["param.log_tau"] = log_tau + 0.5 * arrays["param.log_tau"]
         arrays["param.logit_pi"] += logit_pi
-        spread = math.exp(-log_tau / 2)
-        arrays["in.x"] = (mu[rng.integers(len(mu), size=len(arrays["in.x"]))]
-                          + spread * arrays["in.x"])
+        owner = rng.integers(len(mu), size=len(arrays["in.x"]))
+        arrays["in.x"] = mu[owner] + spread * math.exp(-log_tau / 2) * arrays["in.x"]
         params = UnigaussParams(*(arrays[f"param.{name}"] for name in UnigaussParams._fields))
         x, draws = arrays["in.x"], [arrays[f"in.{name}"] for name in (
             "u_choice", "epsilon", "u_box")]
@@ -751,9 +750,9 @@ CASES = {
     "unigauss_one_datum": ("unigauss", dict(N=1, D=1, M=1, K=1, rate=1.0),
                            "degenerate, one expert, one datum", _gaussians(1.0)),
     "unigauss_mostly_flat": ("unigauss", dict(N=8, D=2, M=2, K=2, rate=0.5), "extreme",
-                             _gaussians(1.0, logit_pi=-4.0)),
+                             _gaussians(2.0, logit_pi=-2.0)),
     "unigauss_held": ("unigauss", dict(N=8, D=1, M=4, K=2, rate=0.5), "extreme",
-                      _gaussians(10.0, logit_pi=2.0)),
+                      _gaussians(10.5, logit_pi=2.0, spread=0.25)),
     "cd_one_step": ("rbm", dict(N=8, D=6, H=4, K=1, R=3), "", _machine()),
     "cd_four_steps": ("rbm", dict(N=6, D=3, H=6, K=4, R=8), "", _machine()),
     "cd_dyadic": ("rbm", dict(N=8, D=6, H=4, K=1, R=4), "exact", _machine()),
@@ -763,8 +762,8 @@ CASES = {
     "cd_large_weights": ("rbm", dict(N=6, D=8, H=4, K=2, R=6), "extreme", _machine(64.0)),
     "scikit_learn_batch": ("scikit_learn", dict(N=6, D=5, H=4, R=6, learning_rate=0.25), "",
                            _scored()),
-    "scikit_learn_more_chains": ("scikit_learn", dict(N=8, D=6, H=5, R=12, learning_rate=0.5), "",
-                                 _scored()),
+    "scikit_learn_more_chains": ("scikit_learn", dict(N=12, D=8, H=6, R=16, learning_rate=0.5),
+                                 "", _scored(3.0)),
     "scikit_learn_one_datum": ("scikit_learn", dict(N=1, D=4, H=3, R=1, learning_rate=0.5),
                                "degenerate, one datum", _scored()),
     "scikit_learn_large_weights": ("scikit_learn", dict(N=4, D=8, H=3, R=4, learning_rate=0.25),

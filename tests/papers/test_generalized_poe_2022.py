@@ -5,11 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimoe import ops, tree
+from minimoe import ops, oracle, tree
 from minimoe.autodiff.check import check_vjp
 from minimoe.autodiff.tensor import Tensor, grad
 from minimoe.backend import to_numpy
 from minimoe.densities import gaussian_kl, gaussian_log_density, log_normalizer_of_gaussians
+from minimoe.oracle.trace import of_variant, trace
+from minimoe.oracle.variants import conventions
 from minimoe.papers import generalized_poe_2022 as paper, mvae_2018
 from minimoe.papers.generalized_poe_2022 import PriorExpert, generalized_product
 
@@ -423,3 +425,47 @@ def test_data_of_which_nobody_is_heard_are_named(draw, move):
     for rule in (paper.softmax_weights, paper.scaled_softmax_weights):
         with pytest.raises(ValueError, match="every datum needs a modality that is present"):
             rule(mean, present)
+
+
+# -- Cases and conventions -----------------------------------------------------------------------
+
+def traced(name):
+    case = oracle.case(f"generalized_poe_2022/{name}")
+    return case.run(), trace(case)
+
+
+@pytest.mark.numpy_only("cases are of NumPy")
+def test_cases_are_what_they_are_named_for():
+    for name in ("weighted_missing", "scores_missing", "entropy_missing", "model_missing"):
+        present = traced(name)[0].inputs["present"]
+        assert present.any(axis=0).all() and present[:, 0].all() and not present.all()
+    run, found = traced("unheard")
+    assert (run.inputs["alpha"][0] == 0).all()
+    assert (found["grad.without_prior.mean.mean"][0] == 0).all()
+    log_variance = traced("sure_and_unsure")[0].inputs["log_variance"]
+    assert (log_variance[0, 0] < -12).all() and (log_variance[-1, 0] > 12).all()
+    assert traced("decided")[1]["softmax_weights"].max() > 1 - 1e-9
+    found = traced("nobody_knows")[1]
+    assert (found["change"] == 0).all() and (found["normalized"] == 1 / 3).all()
+    found = traced("some_know_nothing")[1]
+    assert 0 < (found["change"] == 0).mean() < 1
+    assert (traced("multiview_ae_uniform")[0].inputs["alpha"] == 0.25).all()
+    clipped = traced("scores")[1]["fixed_weights"]
+    assert clipped.min() == 0 and clipped.max() == 1
+
+
+@pytest.mark.numpy_only("cases are of NumPy")
+@pytest.mark.parametrize("title, case, first", [
+    ("weights sum to the number of modalities present", "scores_missing", "softmax_weights"),
+    ("weights are sigmoids, each on its own", "model_missing", "softmax.alpha"),
+    ("a standard normal prior is one expert more, as in MVAE", "weighted", "without_prior.mean"),
+    ("small numbers in the product, as in multi-view-AE", "weighted_missing", "without_prior.mean"),
+    ("no small numbers in the product", "multiview_ae_sure", "product.mean"),
+    ("entropy changes are weights as they are", "surer_than_the_prior", "normalized")])
+def test_a_convention_is_recognised_where_it_parts_first(title, case, first):
+    variant, = [v for v in conventions("generalized_poe_2022") if v.title == title]
+    case = oracle.case(f"generalized_poe_2022/{case}")
+    report = oracle.compare(case, of_variant(variant, case))
+    assert report.first_divergence.name == first
+    match = report.identify()[0]
+    assert match.variant.title == title and match.whole

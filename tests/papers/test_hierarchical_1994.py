@@ -3,10 +3,12 @@ import math
 import numpy as np
 import pytest
 
-from minimoe import ops, tree
+from minimoe import ops, oracle, tree
 from minimoe.autodiff.check import check_vjp
 from minimoe.autodiff.tensor import Tensor, grad
 from minimoe.backend import to_numpy
+from minimoe.oracle.trace import of_variant, trace
+from minimoe.oracle.variants import conventions
 from minimoe.papers import hierarchical_1994 as paper
 from minimoe.papers import local_experts_1991
 
@@ -598,3 +600,35 @@ def test_values_that_no_leaf_can_have_are_refused(problem):
             log_likelihoods(params._replace(variance=variance), x, y, paper.GAUSSIAN)
     with pytest.raises(ValueError, match="bernoulli_log_density: needs targets 0 or 1"):
         log_likelihoods(params, x, y, paper.BERNOULLI)
+
+
+# -- Cases and conventions -----------------------------------------------------------------------
+
+def traced(name):
+    return trace(oracle.case(f"hierarchical_1994/{name}"))
+
+
+@pytest.mark.numpy_only("cases are of NumPy")
+def test_cases_are_what_they_are_named_for():
+    assert (np.exp(traced("far_target")["log_density"][0]) == 0).all()
+    assert traced("sure_gate")["gates.0"][0].max() == 1
+    assert (traced("a_node_without_choice")["gates.1"] == 1).all()
+    assert (traced("one_leaf")["gates.0"] == 1).all()
+    assert set(oracle.case("hierarchical_1994/yes_or_no").run().inputs["y"].flat) == {0, 1}
+
+
+@pytest.mark.numpy_only("cases are of NumPy")
+@pytest.mark.parametrize("title, case, first", [
+    ("variances stay as they are", "two_by_two", "em.variance"),
+    ("gates by Algorithm 2, least squares to ln h", "three_levels", "em.w_gates.0"),
+    ("Newton steps are not damped, as in the text", "damped", "em.w_gates.0"),
+    ("Newton steps are not damped, as in the text", "damped_below_the_root", "em.w_gates.1"),
+    ("the ridge of least squares is towards 0", "two_by_two", "em.w_leaves"),
+    ("the running inverse counts a case by its share", "two_by_two", "running.params.w_gates.1")])
+def test_a_convention_is_recognised_where_it_parts_first(title, case, first):
+    variant, = [v for v in conventions("hierarchical_1994") if v.title == title]
+    case = oracle.case(f"hierarchical_1994/{case}")
+    report = oracle.compare(case, of_variant(variant, case))
+    assert report.first_divergence.name == first
+    match = report.identify()[0]
+    assert match.variant.title == title and match.whole

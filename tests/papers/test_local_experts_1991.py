@@ -6,10 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from minimoe import ops, tree
+from minimoe import ops, oracle, tree
 from minimoe.autodiff.check import check_vjp
 from minimoe.autodiff.tensor import Tensor, grad, stop_gradient, value_and_grad
 from minimoe.backend import to_numpy
+from minimoe.oracle.trace import of_variant, trace
+from minimoe.oracle.variants import conventions
 from minimoe.papers import local_experts_1991 as paper
 
 ERRORS = {   # each error beside its gradients as the paper writes them
@@ -403,3 +405,38 @@ def test_nan_is_refused(draw, error, gradients, where):
             function(*model)
     with pytest.raises(ValueError, match="must be free of NaN"):
         error(model[0], Tensor(model[1]), stop_gradient(model[2]))
+
+
+# -- Cases and conventions -----------------------------------------------------------------------
+
+def traced(name):
+    case = oracle.case(f"local_experts_1991/{name}")
+    return case.run(), trace(case)
+
+
+@pytest.mark.numpy_only("cases are of NumPy")
+def test_cases_are_what_they_are_named_for():
+    run, far = traced("far_target")
+    assert (np.exp(-far["q"][0] / 2) == 0).all() and (far["q"][1:] < 100).all()
+    assert (traced("certain_gate")[1]["p"][0] == 0).any()
+    run, tied = traced("draws_on_borders")
+    assert (tied["expert_index"] == 4 * run.inputs["u"]).all() and len(set(run.inputs["u"])) > 2
+    for name in ("roomy", "dyadic", "one_case", "many_experts", "far_target", "certain_gate"):
+        run, found = traced(name)          # every draw is clear of the borders, as a bfloat16 is
+        ends = np.cumsum(found["p"], axis=-1)
+        gap = abs(ends - run.inputs["u"][:, None]).min(axis=-1)
+        width = np.take_along_axis(found["p"], found["expert_index"][:, None], -1)[:, 0]
+        assert (gap > width / 4).all()
+
+
+@pytest.mark.numpy_only("cases are of NumPy")
+@pytest.mark.parametrize("title, case, first", [
+    ("the Gaussian's constant is kept in Eq. (1.3)", "roomy", "mixture_error"),
+    ("experts are linear, without the logistic", "dyadic", "o")])
+def test_a_convention_is_recognised_where_it_parts_first(title, case, first):
+    variant, = [v for v in conventions("local_experts_1991") if v.title == title]
+    case = oracle.case(f"local_experts_1991/{case}")
+    report = oracle.compare(case, of_variant(variant, case))
+    assert report.first_divergence.name == first
+    match = report.identify()[0]
+    assert match.variant.title == title and match.whole

@@ -6,11 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from minimoe import nn, ops, tree
+from minimoe import nn, ops, oracle, tree
 from minimoe.autodiff.check import check_vjp
 from minimoe.autodiff.tensor import Tensor, grad
 from minimoe.backend import to_numpy
 from minimoe.densities import gaussian_log_density, gaussian_sample, log_mean_exp
+from minimoe.oracle.trace import of_variant, trace
+from minimoe.oracle.variants import conventions
 from minimoe.papers import mmvae_2019 as paper
 from minimoe.papers.mmvae_2019 import LOOSER, TIGHTER, Posteriors
 from minimoe.papers.mvae_2018 import decode
@@ -417,3 +419,47 @@ def test_data_that_do_not_fit_are_refused(model, move):
     present = move(np.array([[True, False, False], [True, False, True]]))
     with pytest.raises(ValueError, match="every datum needs a modality; 1 of 3 have none"):
         paper.dreg_gradient(params, x, u, PIXELS, present=present)
+
+
+# -- Cases and conventions -----------------------------------------------------------------------
+
+def traced(name):
+    case = oracle.case(f"mmvae_2019/{name}")
+    return case.run(), trace(case)
+
+
+@pytest.mark.numpy_only("cases are of NumPy")
+def test_cases_are_what_they_are_named_for():
+    run, found = traced("far_apart")       # a sample is impossible under the other's posterior
+    log_q = found["component_log_densities"]
+    assert (log_q[0, 0] - log_q[1, 0] > 10).all() and (log_q[1, 1] - log_q[0, 1] > 10).all()
+    assert found["tighter_weights"].max() > 0.99
+    run, found = traced("narrow")
+    assert (found["scale"].max(axis=-1) > 2).all() and (found["scale"].min(axis=-1) < 0.2).all()
+    assert traced("one_sample")[0].inputs["u"].shape[1] == 1
+    present = traced("multivae_some_missing")[0].inputs["present"]
+    assert present[:, 0].all() and (present[:, 1:].sum(axis=0) == 1).all()
+    for name in paper.CASES:               # no draw whose sample depends on the dtype
+        u = traced(name)[0].inputs["u"]
+        assert u.min() > 0 and (u != 0.5).all()
+
+
+@pytest.mark.numpy_only("cases are of NumPy")
+@pytest.mark.parametrize("title, case, first", [
+    ("the prior's scales are a millionth wider, as released for CUB", "one_sample", "prior_scale"),
+    ("the prior's scales are D softmax and nothing more", "multivae_one_sample", "looser_bound"),
+    ("w~ stands once for encoders, as in the released code",
+     "three_samples", "dreg_gradient.looser.encoders.0.hidden.0.w"),
+    ("w~ stands squared for encoders, as the text has it",
+     "three_samples", "released_gradient.looser.encoders.0.hidden.0.w"),
+    ("the plain gradient in place of DReG",
+     "multivae_some_missing", "dreg_gradient.encoders.0.hidden.0.w"),
+    ("the tighter bound in place of the looser", "three_samples", "looser_weights"),
+    ("the looser bound in place of the tighter", "iwae_four_samples", "tighter_bound")])
+def test_a_convention_is_recognised_where_it_parts_first(title, case, first):
+    variant, = [v for v in conventions("mmvae_2019") if v.title == title]
+    case = oracle.case(f"mmvae_2019/{case}")
+    report = oracle.compare(case, of_variant(variant, case))
+    assert report.first_divergence.name == first
+    match = report.identify()[0]
+    assert match.variant.title == title and match.whole

@@ -6,11 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from minimoe import nn, ops, tree
+from minimoe import nn, ops, oracle, tree
 from minimoe.autodiff.check import check_vjp
 from minimoe.autodiff.tensor import Tensor, grad
 from minimoe.backend import to_numpy
 from minimoe.densities import gaussian_kl, gaussian_log_density
+from minimoe.oracle.trace import of_variant, trace
+from minimoe.oracle.variants import conventions
 from minimoe.papers import mvae_2018 as paper
 from minimoe.papers.mvae_2018 import Gaussian
 
@@ -291,3 +293,46 @@ def test_modalities_that_do_not_fit_are_refused(model, move, rng):
 def test_two_modalities_have_no_subset_between(rng):
     with pytest.raises(ValueError, match="needs 3 modalities or more; got 2"):
         paper.subset_of_random_size(2, 0.5, rng.random(2))
+
+
+# -- Cases and conventions -----------------------------------------------------------------------
+
+def traced(name):
+    case = oracle.case(f"mvae_2018/{name}")
+    return case.run(), trace(case)
+
+
+@pytest.mark.numpy_only("cases are of NumPy")
+def test_cases_are_what_they_are_named_for():
+    run, found = traced("some_missing")
+    present = run.inputs["present"]
+    assert not present[:, 0].any() and present[:, 1].all()
+    assert 0 < present[:, 2:].mean() < 1
+    assert (found["elbos"][:, 0] == 0).all()                  # nothing seen, nothing to explain
+    assert traced("nothing_there")[1]["objective"] == 0
+    run, found = traced("one_of_each")
+    assert run.inputs["present"].sum(axis=0).tolist() == [1, 1, 1, 1]
+    run, found = traced("one_sure_one_not")
+    sure, unsure = (found[f"experts.{m}.log_variance"][:, 0] for m in range(2))
+    assert (sure < -8).all() and (unsure > 8).all()
+    assert (traced("product_one_sure")[0].inputs["log_variance"][0, 0] < -16).all()
+    label = traced("complete")[0].inputs["x.2"]
+    assert set(label.flat) == {0, 1} and (label.sum(axis=1) == 1).all()
+
+
+@pytest.mark.numpy_only("cases are of NumPy")
+@pytest.mark.parametrize("title, case, first", [
+    ("small numbers in the product, as released", "product_one_sure", "product_of_experts.mean"),
+    ("small numbers in the product, as released", "some_missing", "posterior.0.mean"),
+    ("experts are posteriors, whose priors are divided out",
+     "product_missing", "product_of_experts.mean"),
+    ("a bound is averaged over the data that have one of its members, as in MultiVae",
+     "some_missing", "objective"),
+    ("a bound is averaged over all data", "multivae_one_of_each", "objective")])
+def test_a_convention_is_recognised_where_it_parts_first(title, case, first):
+    variant, = [v for v in conventions("mvae_2018") if v.title == title]
+    case = oracle.case(f"mvae_2018/{case}")
+    report = oracle.compare(case, of_variant(variant, case))
+    assert report.first_divergence.name == first
+    match = report.identify()[0]
+    assert match.variant.title == title and match.whole

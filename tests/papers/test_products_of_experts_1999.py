@@ -6,10 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from minimoe import densities, ops, tree
+from minimoe import densities, ops, oracle, tree
 from minimoe.autodiff.check import check_vjp
 from minimoe.autodiff.tensor import Tensor, grad, stop_gradient
 from minimoe.backend import to_numpy
+from minimoe.oracle.trace import of_variant, trace
+from minimoe.oracle.variants import conventions
 from minimoe.papers import products_of_experts_1999 as paper
 from minimoe.papers.products_of_experts_1999 import RBMParams, UnigaussParams
 
@@ -615,3 +617,56 @@ def test_nothing_is_on_the_tape_of_a_sample(machine, uniform):
     tensors = tree.map(Tensor, machine(4, 3))
     v = paper.rbm_gibbs(tensors, uniform(2, 4), uniform(1, 2, 3), uniform(1, 2, 4))
     assert not isinstance(v, Tensor) and stop_gradient(v) is v
+
+
+# -- Cases and conventions -----------------------------------------------------------------------
+
+def traced(name):
+    case = oracle.case(f"products_of_experts_1999/{name}")
+    return case.run(), trace(case)
+
+
+@pytest.mark.numpy_only("cases are of NumPy")
+def test_cases_of_products_are_what_they_are_named_for():
+    run, found = traced("veto")
+    log_p, weights = run.inputs["log_p"], run.inputs["weights"]
+    assert (np.exp(found["log_product"])[:2] == 0).all()      # by the first expert, by the last
+    assert weights[-1] == 0 and (np.exp(found["log_opinion_pool"])[:2] > 0).tolist() == [
+        False, True] and log_p[-1, 1] < -1000
+    assert np.exp(traced("sharp_opinions")[1]["log_product"]).max() > 0.999
+    run, found = traced("unigauss_mostly_flat")
+    used = run.inputs["u_choice"][0] < found["responsibilities"]
+    assert 0 < used.sum() < used.size / 4
+    run, found = traced("unigauss_held")
+    held = found["update.log_tau"] == run.params["log_tau"]
+    assert held.any() and not held.all() and (run.params["log_tau"][held] > 10).all()
+
+
+@pytest.mark.numpy_only("cases are of NumPy")
+def test_cases_of_machines_are_what_they_are_named_for():
+    assert (traced("cd_large_weights")[1]["steps.0.hidden_probs"] == 1).any()
+    assert (traced("few_states_seen")[0].inputs["q"] == 0).sum() > 8
+    run, found = traced("cd_four_steps")
+    for k in range(4):                    # draws are clear of the probabilities
+        for u, p in (("u_hidden", "hidden_probs"), ("u_visible", "visible_probs")):
+            probs = found[f"steps.{k}.{p}"]
+            assert (abs(run.inputs[u][k] - probs) > np.minimum(probs, 1 - probs) / 4).all()
+    states = np.concatenate([found[f"steps.{k}.v"] for k in range(4)])
+    assert 0.1 < states.mean() < 0.9
+    run, found = traced("annealed")
+    assert run.inputs["betas"][0] == 0 and run.inputs["betas"][-1] == 1
+    assert (np.diff(run.inputs["betas"]) >= 0).all()
+
+
+@pytest.mark.numpy_only("cases are of NumPy")
+@pytest.mark.parametrize("title, case, first", [
+    ("the data's hidden units by their states", "cd_one_step", "positive_hidden"),
+    ("visible units by their probabilities, as for grey images, Eq. (9.1)", "cd_grey", "steps.0.v"),
+    ("a unigauss expert's step is the gradient as it is", "unigauss_one_step", "update.mu")])
+def test_a_convention_is_recognised_where_it_parts_first(title, case, first):
+    variant, = [v for v in conventions("products_of_experts_1999") if v.title == title]
+    case = oracle.case(f"products_of_experts_1999/{case}")
+    report = oracle.compare(case, of_variant(variant, case))
+    assert report.first_divergence.name == first
+    match = report.identify()[0]
+    assert match.variant.title == title and match.whole

@@ -6,10 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from minimoe import nn, ops, tree
+from minimoe import nn, ops, oracle, tree
 from minimoe.autodiff.check import check_vjp
 from minimoe.autodiff.tensor import Tensor, grad, pullback
 from minimoe.backend import to_numpy
+from minimoe.oracle.trace import of_variant, trace
+from minimoe.oracle.variants import conventions
 from minimoe.papers import segmentation_2020 as paper
 from minimoe.papers.segmentation_2020 import FRRNOutput, MixtureParams
 from tests.flat import flat, unflat
@@ -348,3 +350,41 @@ def test_features_that_do_not_fit_the_gate_are_refused(model, draw, shapes):
 def test_logits_that_do_not_fit_are_refused(draw, gate, shapes):
     with pytest.raises(ValueError, match="needs logits of one shape from 2 experts"):
         paper.weighted_sum(draw(*gate), [draw(*shape) for shape in shapes])
+
+
+# -- Cases and conventions -----------------------------------------------------------------------
+
+def traced(name):
+    case = oracle.case(f"segmentation_2020/{name}")
+    return case.run(), trace(case)
+
+
+@pytest.mark.numpy_only("cases are of NumPy")
+def test_cases_are_what_they_are_named_for():
+    for name in ("frrn_mini_all_ignored", "nothing_labelled"):
+        run, found = traced(name)
+        assert (run.inputs["label"] == 250).all()
+        assert all((a == 0).all() for key, a in found.items() if key.endswith("loss"))
+    label = traced("frrn_mini_some_ignored")[0].inputs["label"]
+    assert 0 < (label == 250).mean() < 0.5 and set(label.flat) == {0, 1, 2, 250}
+    gate = traced("saturated_gate")[1]["simple.gate"]
+    assert gate[0].max() > 0.999 and gate[1:].min() > 1e-3
+    run, found = traced("tied_classes")
+    logits = found["simple.logits"]
+    assert (logits[..., 1] == logits[..., 2]).all()
+    assert (np.argmax(logits, axis=-1) != 2).all()            # of equals, the first
+
+
+@pytest.mark.numpy_only("cases are of NumPy")
+@pytest.mark.parametrize("title, case, first", [
+    ("probabilities are mixed, not logits", "two_experts", "simple.logits"),
+    ("the class-wise mixture is of centred logits", "three_experts", "class_wise.logits"),
+    ("a relu follows the sum of a residual unit", "frrn_mini", "features"),
+    ("running variances are the population's", "frrn_mini_some_ignored", "running.0.variance")])
+def test_a_convention_is_recognised_where_it_parts_first(title, case, first):
+    variant, = [v for v in conventions("segmentation_2020") if v.title == title]
+    case = oracle.case(f"segmentation_2020/{case}")
+    report = oracle.compare(case, of_variant(variant, case))
+    assert report.first_divergence.name == first
+    match = report.identify()[0]
+    assert match.variant.title == title and match.whole
