@@ -550,7 +550,8 @@ def nllb_load_balancing_loss(routings, n_experts, n_groups=1):
     """
     G, E, L = n_groups, n_experts, len(routings)
     first = [(r.expert * r.keep)[:, :1].reshape(G, -1, 1) for r in routings]   # [G, S, 1]
-    f = first_choice_counts(ops.concatenate(first, axis=1), E) / (L * first[0].shape[1])   # [G, E]
+    n = L * max(first[0].shape[1], 1)
+    f = first_choice_counts(ops.concatenate(first, axis=1), E) / n     # [G, E]
     P = mean_gates(weights_of_experts(routings[0], E).reshape(G, -1, E))   # [G, E]
     return L * E * (f.astype(P.dtype) * P).sum(axis=-1)
 

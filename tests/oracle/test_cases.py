@@ -1,10 +1,12 @@
 """Every case of every paper: computed the same twice, in both dtypes, and what its tags say."""
+import itertools
+
 import numpy as np
 import pytest
 
 from minimoe import tree
 from minimoe.backend import to_numpy
-from minimoe.oracle import cases, index, tolerances, trace
+from minimoe.oracle import Case, cases, index, tolerances, trace
 from minimoe.oracle.kinds import find_kind
 from minimoe.oracle.trace import as_dtype, of_variant, standard
 from minimoe.oracle.variants import conventions
@@ -119,3 +121,37 @@ def test_every_convention_is_told_from_the_paper_by_some_case(paper):
 
     for variant in conventions(paper):
         assert any(told(variant, case, found) for case, found in traces), variant.title
+
+
+# -- Sizes at their ends -------------------------------------------------------------------------
+
+LAYERS = {    # by kind: settings but the capacity, and whether a single expert will do
+    "switch_2021/layer": (dict(k=1, n_groups=1), True),
+    "switch_2021/no_token_left_behind": (dict(n_stages=1, n_groups=1), True),
+    "switch_2021/exploration": (dict(eps=0.5, rate=0.5), True),
+    "switch_2021/expert_dropout": (dict(rate=0.5), True),
+    "gshard_2020/layer": ({}, False),
+    "gshard_2020/layer_padded": ({}, False),
+    "gshard_2020/mesh_all": ({}, False),
+    "gshard_2020/nllb": (dict(scale=1.0), False),
+    "sparsely_gated_2017/layer": (dict(k=1), True),
+    "sparsely_gated_2017/layer_padded": (dict(k=1), True),
+    "sparsely_gated_2017/layer_davidmrau": (dict(k=1), True),
+    "sparsely_gated_2017/strictly_balanced": (dict(k=1), True),
+}
+
+
+@pytest.mark.parametrize("key", LAYERS)
+def test_a_layer_has_any_number_of_tokens_experts_and_slots(key):
+    paper, _, kind = key.partition("/")
+    (settings, single), oracle = LAYERS[key], find_kind(paper, kind)
+    capacities = (0, 1, 5) if "set.capacity" in oracle.run else (None,)
+    for T, E, C in itertools.product((0, 1, 5), (1 if single else 2, 3, 300), capacities):
+        given = settings if C is None else {**settings, "capacity": C}
+        sizes = dict(T=T, S=T, G=1, D=2, E=E, H=3, C=C)
+        case = Case(f"{paper}/{T}_to_{C}_of_{E}", paper, kind, sizes, given, (), None)
+        outputs = oracle.outputs(as_dtype(case.run(), "float64"))      # floating-point errors raise
+        for name, array in tree.named_leaves(outputs).items():
+            assert last(name) == "margin" or np.isfinite(array).all(), (case.id, name)
+            if C == 0 and last(name) in ("y", "keep", "weights"):
+                assert not array.any(), (case.id, name)
