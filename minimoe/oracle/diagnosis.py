@@ -101,8 +101,8 @@ def _match(report, variant, misfits, given):
             explains.append(finding.name)
         else:
             left.append(finding.name)
-    if not explains or any(follows(explains[0], name) and not follows(name, explains[0])
-                           for name in left if _before(report, name, explains[0])):
+    if not explains or any(follows(explains[0], name) and _before(report, name, explains[0])
+                           for name in left):
         return None
     return Match(variant, tuple(explains), not left)
 
