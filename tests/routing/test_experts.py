@@ -99,6 +99,15 @@ def test_all_layers_are_one(move, data):
         [lambda *a, form=form: form(case, *a) for form in forms], tensors, g)
 
 
+@pytest.mark.parametrize("T, E, K, capacity", [
+    (4, 1, 1, 2), (5, 300, 2, 1), (3, 300, 300, 2), (2, 257, 1, 5)])
+def test_one_expert_very_many_and_all_of_them(move, T, E, K, capacity):
+    case = example(move, T, E, K, capacity)
+    values, g = arguments(case)
+    forms = [padded, packed, in_one, from_intermediates, one_by_one]
+    assert_equal_with_gradients([lambda *a, form=form: form(case, *a) for form in forms], values, g)
+
+
 @pytest.mark.parametrize("T, capacity", [(0, 2), (6, 0)], ids=["empty batch", "all turned away"])
 @pytest.mark.parametrize("layer", [padded, packed, in_one, from_intermediates])
 def test_nobody_seated_gives_zeros(move, layer, T, capacity):

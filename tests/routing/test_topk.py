@@ -72,6 +72,28 @@ def test_margins_are_gaps_of_sorted_scores(move, scores, data):
     assert (to_numpy(found) == (descending - ends)[:, :k]).all()
 
 
+@pytest.mark.parametrize("E", [257, 2 ** 16 - 1, 2 ** 16, 2 ** 16 + 1])
+def test_experts_beyond_what_a_byte_or_two_can_hold(move, E):
+    scores = np.zeros((3, E))
+    scores[:, [E - 1, 0]] = 2, 1
+    expert = top_k(move(scores), 2)
+    assert to_numpy(expert).tolist() == [[E - 1, 0]] * 3
+    assert to_numpy(slots(expert, E)).tolist() == [[0, 0], [1, 1], [2, 2]]
+    used = move(np.array([[False], [True], [True]]))       # who is not has a queue of its own
+    assert to_numpy(slots_in_groups(expert, E, 1, used)).tolist() == [[0, 0], [0, 0], [1, 1]]
+    counts = to_numpy(counts_in_groups(expert, E, 1, used))[0]
+    assert counts[[0, E - 1]].tolist() == [2, 2] and counts.sum() == 4
+
+
+@pytest.mark.parametrize("T, E, k", [(0, 1, 1), (0, 300, 2), (2, 1, 1), (2, 3, 3)])
+def test_no_token_one_expert_and_every_expert(move, T, E, k):
+    expert = top_k(move(np.zeros((T, E))), k)
+    assert to_numpy(expert).tolist() == [list(range(k))] * T
+    assert to_numpy(slots(expert, E)).tolist() == [[t] * k for t in range(T)]
+    found = to_numpy(choice_margin(move(np.zeros((T, E))), expert))
+    assert found.tolist() == [[0] * (k - 1) + [np.inf if k == E else 0]] * T
+
+
 @pytest.mark.parametrize("k", [0, 4])
 def test_more_choices_than_experts_are_refused(move, k):
     with pytest.raises(ValueError, match=f"top_k: k must be between 1 and 3 experts; got {k}"):
