@@ -387,6 +387,8 @@ def draw_curves(axis, one):
         axis.plot(WINDOW * (np.arange(len(curve)) + .5), curve, color=COLOURS[model], linewidth=2,
                   label=model)
     axis.set(xlabel="step", ylabel="loss of new cases, mean of runs", yscale="log")
+    axis.set_yticks([0.02, 0.05, 0.1, 0.2, 0.5, 1], ["0.02", "0.05", "0.1", "0.2", "0.5", "1"])
+    axis.minorticks_off()
     axis.legend(fontsize=9)
 
 
