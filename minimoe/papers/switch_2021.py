@@ -1146,11 +1146,14 @@ def attention_oracle(case):
     B, S, D = x.shape
     out = switch_attention(params, x, capacity, bias=case.inputs["bias"])
     losses = {"y": (out.y * case.inputs["cotangent"]).sum(), "aux_loss": out.aux_loss}
+    tokens, found = x.reshape(B * S, D), {}
+    for (name, projection), (expert, slot, keep, gate) in zip(projections.items(), out.routings):
+        logits = router_logits(tokens, projection.w_router)
+        found[name] = {"logits": logits, "expert": expert, "margin": choice_margin(logits, expert),
+                       "slot": slot, "keep": keep, "gate": gate,
+                       "y": switch_projection(projection, tokens, capacity).y}
     return tree.map(stop_gradient, {
-        **{name: {**routing._asdict(),
-                  "y": switch_projection(projections[name], x.reshape(B * S, D), capacity).y}
-           for name, routing in zip(projections, out.routings)},
-        "y": out.y, "aux_loss": out.aux_loss,
+        **found, "y": out.y, "aux_loss": out.aux_loss,
         "grad": {name: grad(loss, leaves) for name, loss in losses.items()}})
 
 
