@@ -17,7 +17,8 @@ narrow size, what sets both gated models apart at the paper's, over both correla
 *Census* (Section 6.3), in place of them with ``--data FILE``: a third of the rows, drawn at random,
 are held out; AUC on them of five runs, untuned, with the paper's figures beside it. The paper
 trained on UCI's other file, with settings tuned for each model; so nothing but the correlation of
-the labels is judged.
+the labels is judged. On ``census-income.test`` the means of the four models lie within 0.001 of one
+another, in an order that is not the paper's.
 """
 from typing import Any, NamedTuple
 

@@ -391,15 +391,16 @@ def normed(params, x, running):
     """
     y = linear(LinearParams(params.w, params.b), x)                    # [n, B, H]
     n, B, H = y.shape
-    rows = y.swapaxes(0, 1).reshape(B, n * H)
+    rows = y.swapaxes(0, 1).reshape(B, n * H)                          # [B, n*H]
     scale, shift = params.scale.reshape(n * H), params.shift.reshape(n * H)
     if running is not None:
         mean, variance = (a.reshape(n * H) for a in running)
         rows = (rows - mean) / (variance + EPSILON) ** 0.5 * scale + shift
     else:
-        array = stop_gradient(y)
-        running = Statistics(array.mean(axis=1), ops.var(array, axis=1, ddof=1)) if B > 1 else None
+        array = stop_gradient(rows)
         rows = ops.batch_norm(rows, scale, shift, epsilon=EPSILON)
+        running = Statistics(array.mean(axis=0).reshape(n, H),
+                             ops.var(array, axis=0, ddof=1).reshape(n, H))
     return rows.reshape(B, n, H).swapaxes(0, 1), running
 
 
