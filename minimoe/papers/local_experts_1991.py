@@ -310,9 +310,9 @@ def _many_experts(arrays, rng):
 
 def _far_target(arrays, rng):
     """Of the first case alone: its exp(-q / 2) are all 0, its gradients made small in return."""
-    arrays["param.w_experts"] *= 4
-    arrays["in.d"][0] = 1024
-    arrays["in.cotangent"][0] = 2**-20
+    arrays["param.w_experts"] *= 8
+    arrays["in.d"][0] = 64
+    arrays["in.cotangent"][0] = 2**-12
     _clear_draws(arrays, rng)
 
 
