@@ -26,6 +26,8 @@ Where sources part, the default is the first:
                                  entropy_weights. Deisenroth and Ng 2015: as they are, and what is
                                  missing to 1 is the prior's, committee
     prior expert                 none. Of weight 1 in MVAE, product_of_experts in mvae_2018
+    derivative by a weight of 0  none: who is not heard does not learn why. Of the product as it is
+                                 written: T_m for the precision; not built
     epsilon in the product       none. multi-view-AE: in four places, product_multiview_ae
     exp(-p variance) as weight   in programs for Gaussian processes; not built
 """
@@ -420,8 +422,8 @@ def _some_missing(arrays, rng):
     present[:, 0] = True
 
 
-def _some_unheard(arrays, rng):
-    arrays["in.alpha"][0] = 0
+def _one_barely_heard(arrays, rng):
+    arrays["in.alpha"][0] = 2**-20         # of a weight of 0 the derivative is a convention: 0
 
 
 def _sure_and_unsure(arrays, rng):
@@ -487,7 +489,8 @@ CASES = {
     "one_weight_to_an_expert": ("product", dict(M=4, N=4, D=2, B=1, S=1), "", _experts()),
     "weighted_missing": ("product", dict(M=3, N=6, D=2, B=6, S=2), "missing",
                          _experts(_some_missing)),
-    "unheard": ("product", dict(M=3, N=4, D=3, B=4, S=3), "degenerate", _experts(_some_unheard)),
+    "barely_heard": ("product", dict(M=3, N=4, D=3, B=4, S=3), "extreme",
+                     _experts(_one_barely_heard)),
     "one_expert": ("product", dict(M=1, N=4, D=3, B=4, S=3), "degenerate, one expert", _experts()),
     "sure_and_unsure": ("product", dict(M=3, N=4, D=2, B=4, S=2), "extreme",
                         _experts(_sure_and_unsure)),
