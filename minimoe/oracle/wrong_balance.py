@@ -16,8 +16,6 @@ GSHARD = tuple(f"gshard_2020/{kind}" for kind in (
     "layer", "layer_padded", "transformer", "fairscale", "deepspeed"))
 VMOE = "vmoe_2021/layer", "vmoe_2021/vmoe"
 LIMOE = "limoe_2022/losses", "limoe_2022/tower", "limoe_2022/tower_padded"
-SPARSELY_GATED = tuple(f"sparsely_gated_2017/{kind}" for kind in (
-    "layer", "layer_padded", "layer_tensor2tensor", "layer_davidmrau", "hierarchical"))
 
 
 # -- A1: averaged over choices and over experts, but never over tokens ---------------------------
@@ -447,7 +445,7 @@ BUGS = [
                                                 _load_of_limoe_halves))),
     *bug("A12", "CV^2 is the square of a standard deviation: NaN gradients at perfect balance",
          "google-research/vmoe#218",
-         form(SPARSELY_GATED, cv_squared=_cv_of_std),
+         form("sparsely_gated_2017/layer", cv_squared=_cv_of_std),
          form(VMOE, _cv_squared=_cv_of_std_of_groups),
          form(LIMOE, auxiliary_losses=_of_limoe(_importance_of_std))),
 ]
