@@ -100,7 +100,7 @@ def vectors(keys, directory, format="json", track=iter):
     _hold_to_schema(manifest, "manifest")
     for name in SCHEMAS:
         (directory / name).write_bytes((HERE / name).read_bytes())
-    (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="ascii")
+    (directory / MANIFEST).write_bytes(f"{json.dumps(manifest, indent=1)}\n".encode("ascii"))
     return manifest
 
 
@@ -146,7 +146,7 @@ def _write_case(case, paper, directory, format):
         _hold_to_schema(value, "case")
         lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(part, allow_nan=False)}"
                            for key, part in value.items())
-        path.write_text(f"{{\n{lines}\n}}\n", encoding="ascii")
+        path.write_bytes(f"{{\n{lines}\n}}\n".encode("ascii"))
     elif format == "npz":
         with open(path, "wb") as file:
             np.savez(file, **arrays)
