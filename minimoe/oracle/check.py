@@ -1,6 +1,5 @@
 """Hold a user's own function to a paper on one case."""
 import hashlib
-import re
 
 import numpy as np
 
@@ -122,16 +121,13 @@ def _to_numpy(framework, named):
     return outputs, problems
 
 
-GRADIENT = re.compile(r"^grad\.([^.]+)\.(.+)$")
-
-
 def _gradients(framework, named, leaves, given, want):
     """The gradients that the trace has and the user's framework can take. -> dict"""
-    wanted = {}                        # of each output, the names of its gradients
+    wanted = {}                        # of each output, the leaves that it is differentiated by
     for name in want:
-        found = GRADIENT.match(name)
-        if found and found[2] in leaves:
-            wanted.setdefault(found[1], []).append(found[2])
+        output, leaf = _gradient(name, want, leaves)
+        if leaf:
+            wanted.setdefault(output, []).append(leaf)
     found = {}
     for given_name, value in list(named.items()):
         output = known_as(given_name, want)
@@ -139,10 +135,20 @@ def _gradients(framework, named, leaves, given, want):
                                        for leaf in wanted[output]):
             continue
         scalar = _scalar(value, want[output], given)
-        for leaf, part in zip(wanted[output], framework.gradients(
-                [scalar], [leaves[leaf] for leaf in wanted[output]])[0]):
-            found[f"grad.{output}.{leaf}"] = part
+        parts, = framework.gradients([scalar], [leaves[leaf] for leaf in wanted[output]])
+        found.update({f"grad.{output}.{leaf}": part
+                      for leaf, part in zip(wanted[output], parts)})
     return found
+
+
+def _gradient(name, want, leaves):
+    """Output and leaf of a gradient's name, grad.L.x, each of which may have dots; or two Nones."""
+    words = name.removeprefix("grad.").split(".")
+    for n in range(1, len(words)) if name.startswith("grad.") else ():
+        output, leaf = ".".join(words[:n]), ".".join(words[n:])
+        if output in want and leaf in leaves:
+            return output, leaf
+    return None, None
 
 
 def _scalar(value, want, given):

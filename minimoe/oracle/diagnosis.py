@@ -183,8 +183,9 @@ def _is_scaled(report, finding, factor):
 
 def _factors(case):
     """Numbers by which correct implementations scale, with their names."""
-    sizes = {"E": case.sizes.get("E"), "K": case.settings.get("k"), "T": case.sizes.get("T"),
-             "G": case.settings.get("n_groups"), "2": 2}
+    sizes = {"E": case.sizes.get("E"), "K": case.settings.get("k"),
+             "G": case.settings.get("n_groups"),
+             **{letter: case.sizes.get(letter) for letter in "TNBM"}, "2": 2}
     named = {}
     for name, n in sizes.items():
         if n and n > 1:
