@@ -36,8 +36,8 @@ class Finding(NamedTuple):
         return str(self.first) if self.first else "the number"
 
 
-PER_CHOICE = ("expert_index", "position_in_expert", "keep", "gate", "margin", "expert_inputs",
-              "hidden", "expert_outputs")
+PER_CHOICE = ("expert_index", "position_in_expert", "keep", "margin", "expert_inputs", "hidden",
+              "expert_outputs")
 
 
 class Report:
@@ -210,6 +210,7 @@ def _finding(name, got, want, tolerance, dtype):
     if tolerance is None:
         wrong = got != want
     else:
+        dtype = tolerances.coarser(dtype, want)
         distance, bound = tolerances.errors(got, want), tolerance.allowed(dtype)
         unit = tolerances.EPS[dtype] * tolerance.scale
         wrong, error = distance > bound, float(distance.max(initial=0.0) / unit)
