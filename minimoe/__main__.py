@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minimoe.backend import BackendError
+from minimoe.cli import vectors as vectors_
 from minimoe.oracle import index, tolerances
 from minimoe.oracle.cases import Case, UnknownCase, case as find_case, cases as find_cases
 from minimoe.oracle.kinds import UnknownKind, find_kind
 from minimoe.oracle.report import compare as oracle_compare
+from minimoe.oracle.vectors import VectorsError
 
 
 class UnusableRequest(Exception):
@@ -31,7 +33,8 @@ def main(argv=None):
         code = args.verb(args)
         sys.stdout.flush()
         return code
-    except (UnusableRequest, index.UnknownPaper, UnknownKind, UnknownCase) as error:
+    except (UnusableRequest, index.UnknownPaper, UnknownKind, UnknownCase,
+            VectorsError) as error:
         for line in error.args:
             print(f"minimoe: {line}", file=sys.stderr)
         return 2
@@ -79,6 +82,8 @@ def _parser():
     cases_.add_argument("pattern", metavar="PAPER[/CASE]", nargs="?", default="",
                         help="a paper, or cases of it: gshard/all_*")
     cases_.add_argument("--tags", default="", help="only those with all of these, a,b")
+    vectors_.add_arguments(verb(vectors_.vectors, paper=False,
+                                example="minimoe vectors switch --out vectors --format json"))
     compare_ = verb(compare, paper=False, example="minimoe compare switch/overflowing mine.npz")
     compare_.add_argument("key", metavar="KEY", help="a case, or a paper or one of its kinds")
     compare_.add_argument("file", metavar="FILE", help="arrays: .npz, .safetensors or .json")

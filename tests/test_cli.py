@@ -422,7 +422,7 @@ def test_compare_does_not_stumble_over_numbers_that_overflow(cli, recorded, mine
 # -- Manners -------------------------------------------------------------------------------------
 
 def test_every_verb_has_help_with_an_example(cli):
-    for verb in ("papers", "show", "run", "cases", "compare"):
+    for verb in ("papers", "show", "run", "cases", "compare", "vectors"):
         code, out, _ = cli(verb, "--help")
         assert code == 0 and f"example: minimoe {verb}" in out
 

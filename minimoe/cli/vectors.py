@@ -3,8 +3,6 @@ import json
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from minimoe.oracle import vectors as oracle_vectors
 from minimoe.oracle.vectors import FORMATS, MANIFEST, VectorsError
 
@@ -24,6 +22,8 @@ def vectors(args):
     A file has what goes into a case and every intermediate; the manifest how near to these a
     candidate's must be, and where they come from.
     """
+    from tqdm import tqdm
+
     def track(cases):
         return tqdm(cases, unit="case", leave=False, disable=None, file=sys.stderr)
 
