@@ -332,13 +332,13 @@ MARKS = {AGREES: "=", DIFFERS: "X", FOLLOWS: ".", UNDETERMINED: "?"}
 def _said(finding):
     if finding.status == AGREES:
         return ("agrees" if finding.error is None
-                else f"agrees to {finding.error:.2g} eps (of {finding.tolerance:.3g})")
+                else f"agrees to {finding.error:.2g} eps (of {finding.tolerance:.2g})")
     if finding.status == UNDETERMINED:
         return f"undetermined: {finding.note or 'follows from choices within rounding of a tie'}"
     differs = (f"differs first at {finding.where}: yours {_shown(finding.got)}, paper's "
                f"{_shown(finding.want)}; {finding.places} of {finding.size} places")
     if finding.error is not None:
-        differs += f", up to {finding.error:.2g} eps (of {finding.tolerance:.3g})"
+        differs += f", up to {finding.error:.2g} eps (of {finding.tolerance:.2g})"
     return f"{differs}; a consequence" if finding.status == FOLLOWS else differs
 
 

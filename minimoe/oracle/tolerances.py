@@ -52,6 +52,14 @@ class Tolerance(NamedTuple):
         return self.c * EPS[dtype] * self.scale
 
 
+def coarser(dtype, want):
+    """The dtype that decides: the one computed in, or the array's own where that holds less.
+
+    What a paper has in float32, whatever it is given, is held to the eps of float32.
+    """
+    return max(dtype, want.dtype.name, key=EPS.get)
+
+
 def scale(want, of_nothing=1.0):
     """The largest finite size in an array, or ``of_nothing`` where there is none above zero."""
     sizes = np.abs(want[np.isfinite(want)])

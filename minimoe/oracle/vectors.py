@@ -23,7 +23,7 @@ from minimoe.oracle.files import METADATA, read_file
 from minimoe.oracle.kinds import find_kind
 from minimoe.oracle.report import compare, tolerances_of
 from minimoe.oracle.schema import HERE, faults, read_schema
-from minimoe.oracle.tolerances import EPS, MARGIN, errors
+from minimoe.oracle.tolerances import EPS, MARGIN, coarser, errors
 from minimoe.oracle.trace import computed, of_variant
 
 SCHEMA = 1                       # version of the manifest and of the files
@@ -32,7 +32,8 @@ MANIFEST = "manifest.json"
 SCHEMAS = ("manifest.schema.json", "case.schema.json")
 RULE = [
     "integers, booleans, shapes: equal",
-    "floats: |got - want| <= c eps(dtype) scale, with the c and scale of their output",
+    "floats: |got - want| <= c eps(dtype) scale, with the c and scale of their output, and the "
+    "dtype computed in, or that of the output's own numbers where that holds less",
     "an output marked exact: equal to the last bit in float64 and float32",
     f"the choices of a token are judged where its margin, and what follows from them where every "
     f"margin, is at least {MARGIN:g} eps(dtype) of the largest score",
@@ -266,7 +267,7 @@ def _first_told_apart(bug, case, run, want, tolerances):
         other = wrong.get(name)
         if other is None or other.shape != array.shape:
             return name
-        differs = (errors(other, array) > tolerances[name].allowed("float64")
+        differs = (errors(other, array) > tolerances[name].allowed(coarser("float64", array))
                    if name in tolerances else other != array)
         if differs.any():
             break

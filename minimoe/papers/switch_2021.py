@@ -1345,7 +1345,7 @@ def _balanced(arrays, rng):
 
 def _large(arrays, rng):
     """Logits of some hundreds: probabilities are 0 or 1, or nearly."""
-    arrays["param.w_router"] *= 256
+    arrays["param.w_router"] *= 128
 
 
 def _beyond_256(arrays, rng):

@@ -16,6 +16,7 @@ from deepspeed.moe import sharded_moe
 from torch import nn
 from transformers.models.switch_transformers import modeling_switch_transformers as hugging_face
 
+from reference_runs.papers.switch_transformer_2021 import encoder_decoder
 from reference_runs.recorder import save, start
 
 PAPER = "arXiv:2101.03961v3"
@@ -69,8 +70,9 @@ def gradients(losses, leaves):
     """``grad.<loss>.<leaf>`` of each; zeros where a loss does not depend on a leaf."""
     out = {}
     for name, loss in losses.items():
-        found = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True,
-                                    allow_unused=True)
+        found = torch.autograd.grad(
+            loss, list(leaves.values()), retain_graph=True, allow_unused=True,
+        ) if loss.requires_grad else [None] * len(leaves)
         out.update({f"grad.{name}.{leaf}": torch.zeros_like(w) if g is None else g
                     for (leaf, w), g in zip(leaves.items(), found)})
     return out
@@ -108,9 +110,14 @@ def best(p, k):
     return chosen
 
 
+def n_choices(choices):
+    """Of each token; one, where there is no token."""
+    return len(choices[0]) if choices else 1
+
+
 def first_come(choices, used, capacity, n_groups):
     """Slot and keep of each choice: all first choices, then all second ones."""
-    T, K = len(choices), len(choices[0])
+    T, K = len(choices), n_choices(choices)
     slot, keep = [[0] * K for _ in range(T)], [[False] * K for _ in range(T)]
     size = T // n_groups
     for g in range(n_groups):
@@ -146,7 +153,7 @@ def output(x, probs, choices, keep, w_in, w_out, mask=None):
     ``mask`` [T, H] multiplies the hidden layer.
     """
     made = {"expert_inputs": [], "hidden": [], "expert_outputs": []}
-    rows = []
+    (_, D, H), ys = w_in.shape, []
     for t in range(len(x)):
         y, of_token = 0.0 * x[t], []
         for i, kept in zip(choices[t], keep[t]):
@@ -159,29 +166,33 @@ def output(x, probs, choices, keep, w_in, w_out, mask=None):
             y = y + probs[t, i] * outputs
         for name, values in zip(made, zip(*of_token)):
             made[name].append(torch.stack(values))
-        rows.append(y)
-    return {**{name: torch.stack(values) for name, values in made.items()}, "y": torch.stack(rows)}
+        ys.append(y)
+    widths = {"expert_inputs": D, "hidden": H, "expert_outputs": w_out.shape[2]}
+    return {**{name: rows(values, n_choices(choices), widths[name])
+               for name, values in made.items()}, "y": rows(ys, w_out.shape[2])}
 
 
 def margins(scores, choices):
     """By how much each choice leads the best of those that come after it."""
-    rows = []
+    found = []
     for row, chosen in zip(scores.tolist(), choices):
         left, ahead = dict(enumerate(row)), []
         for i in chosen:
             score = left.pop(i)
             ahead.append(score - max(left.values(), default=-math.inf))
-        rows.append(ahead)
-    return torch.tensor(rows, dtype=torch.float64)
+        found.append(ahead)
+    return torch.tensor(found, dtype=torch.float64).reshape(len(choices), n_choices(choices))
 
 
 def found(logits, probs, choices, slot, keep, made, aux_loss, cotangent, leaves, margin=None,
           shares={}, losses={}):
-    losses = {"aux_loss": aux_loss, **losses}
-    return {"logits": logits, "probs": probs, "expert": torch.tensor(choices),
+    losses, shape = {"aux_loss": aux_loss, **losses}, (len(probs), n_choices(choices))
+    return {"logits": logits, "probs": probs,
+            "expert": torch.tensor(choices, dtype=torch.int64).reshape(shape),
             "margin": margins(logits, choices) if margin is None else margin,
-            "slot": torch.tensor(slot), "keep": torch.tensor(keep),
-            "gate": torch.stack([probs[t, choices[t]] for t in range(len(probs))]),
+            "slot": torch.tensor(slot, dtype=torch.int64).reshape(shape),
+            "keep": torch.tensor(keep, dtype=torch.bool).reshape(shape),
+            "gate": rows([probs[t, choices[t]] for t in range(len(probs))], shape[1]),
             **made, **shares, **losses,
             **gradients({"y": (made["y"] * cotangent).sum(), **losses}, leaves)}
 
@@ -402,8 +413,7 @@ def record_pseudocode(case, seed, T=8, D=4, E=4, H=5, capacity=4, n_groups=1, ep
 
 def selective_precision(inputs, params, settings):
     """In float32 and PyTorch's bfloat16; of softmax in bfloat16, each step by itself."""
-    short = inputs["x"].bfloat16()
-    params = {name: w.float() for name, w in params.items()}
+    short, params = inputs["x"].bfloat16(), {name: w.float() for name, w in params.items()}
     w_router = params["w_router"]
     (T, D), E = short.shape, w_router.shape[1]
 
@@ -420,16 +430,16 @@ def selective_precision(inputs, params, settings):
     probs = {"cast_input": in_float32, "cast_logits": torch.softmax(logits.float(), dim=-1),
              "cast_probs": in_bfloat16.float(), "transformers": theirs.float()}
 
-    rows, seated = [], [0] * E
+    ys, seated = [], [0] * E
     for t in range(T):
         i = best(in_float32[t], 1)[0]
         if seated[i] < settings["capacity"]:
             hidden = torch.relu(short[t] @ params["w_in"][i].bfloat16())
-            rows.append(in_float32[t, i].bfloat16() * (hidden @ params["w_out"][i].bfloat16()))
+            ys.append(in_float32[t, i].bfloat16() * (hidden @ params["w_out"][i].bfloat16()))
         else:
-            rows.append(torch.zeros_like(short[t]))
+            ys.append(torch.zeros_like(short[t]))
         seated[i] += 1
-    y = torch.stack(rows)
+    y = torch.stack(ys)
     assert y.dtype == torch.bfloat16
     return {**{f"probs.{name}": p for name, p in probs.items()},
             **{f"expert.{name}": torch.tensor([best(row, 1) for row in p])
@@ -619,7 +629,7 @@ DERIVATIONS = {
     "distillation": distillation, "transformers": transformers, "deepspeed": deepspeed,
     "capacity_deepspeed": capacity_deepspeed, "encoder_decoder": encoder_decoder}
 PACKAGES = {"transformers": "transformers", "deepspeed": "deepspeed",
-            "capacity_deepspeed": "deepspeed"}
+            "capacity_deepspeed": "deepspeed", "encoder_decoder": "transformers"}
 
 
 if __name__ == "__main__":
@@ -634,18 +644,21 @@ if __name__ == "__main__":
     record_layer("three_choices", seed=8, T=10, E=5, capacity=5, k=3)
     record_layer("groups", seed=9, T=12, capacity=1, n_groups=3)
     record_layer("padding", seed=10, T=12, capacity=2, padding=(0, 4, 5, 11))
-    record_layer("padded_groups", seed=11, T=12, capacity=2, k=2, n_groups=3, padding=(1, 4, 5, 6, 7))
+    record_layer("padded_groups", seed=11, T=12, capacity=2, k=2, n_groups=3,
+                 padding=(1, 4, 5, 6, 7))
     record_layer("all_padding", seed=12, T=4, padding=range(4))
 
-    record_capacity("as_in_the_paper", [(64, 4, 1.0), (64, 4, 1.25), (64, 4, 2.0), (1024, 128, 1.25)])
-    record_capacity("rounding", [(100, 5, 1.15), (100, 7, 1.0), (7, 2, 2.0), (50, 2, 1.1), (3, 2, 8.0)])
+    record_capacity("as_in_the_paper",
+                    [(64, 4, 1.0), (64, 4, 1.25), (64, 4, 2.0), (1024, 128, 1.25)])
+    record_capacity("rounding",
+                    [(100, 5, 1.15), (100, 7, 1.0), (7, 2, 2.0), (50, 2, 1.1), (3, 2, 8.0)])
 
     record_no_token_left_behind("all_placed", seed=20)
     record_no_token_left_behind("two_stages", seed=21, T=12, n_stages=2, shape=leaning(1, 4.0))
     record_no_token_left_behind("ties", seed=22, capacity=2, shape=twins)
     record_no_token_left_behind("groups", seed=23, T=12, capacity=1, n_groups=3)
     record_no_token_left_behind("padding", seed=24, T=12, E=3, capacity=2, n_stages=3, n_groups=2,
-                         padding=(0, 3, 7))
+                                padding=(0, 3, 7))
 
     record_exploration("roomy", seed=30)
     record_exploration("overflowing", seed=31, T=12, capacity=2, eps=0.5, rate=0.5)
@@ -657,7 +670,8 @@ if __name__ == "__main__":
 
     record_selective_precision("roomy", seed=60)
     record_selective_precision("overflowing", seed=61, T=16, E=8, D=16, capacity=2)
-    record_selective_precision("ties", seed=78, T=16, E=32, D=8)     # by which bfloat16 chooses otherwise
+    # ties by which bfloat16 chooses otherwise
+    record_selective_precision("ties", seed=78, T=16, E=32, D=8)
 
     record_attention("roomy", seed=70)
     record_attention("overflowing", seed=71, capacity=2)

@@ -172,20 +172,17 @@ def record_t5(case, seed, dtype=torch.float64, padded=False, rate=0.0, **setting
 class SwitchLayer(nn.Module):
     """Eqs. (1)-(6), each token by itself; what it found is kept for the record."""
 
-    def __init__(self, rng, capacity_factor, n_experts=3):
+    def __init__(self, weights, capacity_factor, used):
         super().__init__()
-        D, H, self.capacity_factor = SIZES["d_model"], SIZES["d_ff"], capacity_factor
-        self.w_router = nn.Parameter(torch.from_numpy(rng.standard_normal((D, n_experts))))
-        self.w_in = nn.Parameter(torch.from_numpy(rng.standard_normal((n_experts, D, H))) / D**0.5)
-        self.w_out = nn.Parameter(torch.from_numpy(rng.standard_normal((n_experts, H, D))) / H**0.5)
+        self.capacity_factor, self.used = capacity_factor, used
+        for name, w in weights.items():
+            setattr(self, name, nn.Parameter(w))
 
     def forward(self, x):
         tokens, used = x.reshape(-1, x.shape[-1]), self.used.reshape(-1)
         T, E = len(tokens), self.w_router.shape[1]
         capacity = int(self.capacity_factor * T / E)                           # Eq. (3)
         self.probs = torch.softmax(tokens @ self.w_router, dim=-1)             # Eq. (1)
-        best = self.probs.topk(2, dim=-1).values
-        assert (best[:, 0] - best[:, 1]).min() > LEAD, "a narrow choice"
         self.expert, seated, self.keep, rows = self.probs.argmax(dim=-1), [0] * E, [], []
         for token, p, e, is_used in zip(tokens, self.probs, self.expert.tolist(), used.tolist()):
             self.keep.append(is_used and seated[e] < capacity)
@@ -201,9 +198,16 @@ class SwitchLayer(nn.Module):
         return torch.stack(rows).reshape(x.shape)
 
 
+def drawn_layer(rng, n_experts=3):
+    D, H = SIZES["d_model"], SIZES["d_ff"]
+    return {"w_router": torch.from_numpy(rng.standard_normal((D, n_experts))),
+            "w_in": torch.from_numpy(rng.standard_normal((n_experts, D, H))) / D**0.5,
+            "w_out": torch.from_numpy(rng.standard_normal((n_experts, H, D))) / H**0.5}
+
+
 def named(model, of):
     """Parameters, or what ``of`` makes of each, by their name in minimoe and in its shapes."""
-    D, A, W = SIZES["d_model"], SIZES["num_heads"], SIZES["d_kv"]
+    D, A, W = model.config.d_model, model.config.num_heads, model.config.d_kv
     found = {"embedding": of(model.shared.weight)}
 
     def attention(place, module):
@@ -235,39 +239,68 @@ def named(model, of):
     return found
 
 
-def record_encoder_decoder(case, seed, capacity_factor, padded):
-    rng = start(seed)
-    model = t5(rng, torch.float64, num_layers=2, relative_attention_max_distance=128)
-    source, label, used = draw_inputs(rng, padded)
+def placed(model, params, capacity_factor, used):
+    """The model with these parameters; each stack's second feed-forward layer a Switch layer."""
     switches = []
-    for stack, name in ((model.encoder, "source"), (model.decoder, "target")):
-        switches.append(SwitchLayer(rng, capacity_factor))
-        switches[-1].used = used[name]
-        stack.block[1].layer[-1].DenseReluDense = switches[-1]
-    cotangent = torch.from_numpy(rng.standard_normal((B, R, SIZES["vocab_size"])))
-    target = model._shift_right(label)
+    for stack in ("encoder", "decoder"):
+        place = f"{stack}.layers.1.feed_forward"
+        switches.append(SwitchLayer({name: params[f"{place}.{name}"].clone() for name in (
+            "w_router", "w_in", "w_out")}, capacity_factor, used[stack]))
+        getattr(model, stack).block[1].layer[-1].DenseReluDense = switches[-1]
+    with torch.no_grad():                 # what ``named`` gives are views of the model's own
+        for name, p in named(model, lambda p: p.data).items():
+            p.copy_(params[name])
+    return switches
+
+
+def encoder_decoder(inputs, params, settings):
+    V, D = params["embedding"].shape
+    _, A, W = params["encoder.layers.0.attention.w_query"].shape
+    model = T5ForConditionalGeneration(T5Config(
+        vocab_size=V, d_model=D, num_heads=A, d_kv=W, num_layers=2,
+        d_ff=params["encoder.layers.0.feed_forward.w_in"].shape[1], decoder_start_token_id=0,
+        relative_attention_num_buckets=len(params["encoder.position_table"]),
+        relative_attention_max_distance=128)).double().eval()
+    used = {"encoder": inputs["source_used"], "decoder": inputs["target_used"]}
+    switches = placed(model, params, settings["capacity_factor"], used)
     with without_casts(torch.float64):
-        logits = model(input_ids=source, attention_mask=used["source"].long(),
-                       decoder_input_ids=target,
-                       decoder_attention_mask=used["target"].long()).logits
+        logits = model(input_ids=inputs["source"], attention_mask=used["encoder"].long(),
+                       decoder_input_ids=inputs["target"],
+                       decoder_attention_mask=used["decoder"].long()).logits
     out = {"logits": logits}
     for i, layer in enumerate(switches):
         out |= {f"aux_losses.{i}": layer.aux_loss, f"probs.{i}": layer.probs,
                 f"expert.{i}": layer.expert[:, None],
                 f"keep.{i}": torch.tensor(layer.keep)[:, None]}
-    for name, loss in (("logits", (logits * cotangent).sum()),
+    for name, loss in (("logits", (logits * inputs["cotangent"]).sum()),
                        ("aux_losses", sum(layer.aux_loss for layer in switches))):
         model.zero_grad()
         loss.backward(retain_graph=True)
         grads = named(model, lambda p: torch.zeros_like(p) if p.grad is None else p.grad.clone())
         out |= {f"grad.{name}.{key}": g for key, g in grads.items()}
-    inputs = {"source": source, "target": target, "cotangent": cotangent,
+    return out
+
+
+def record_encoder_decoder(case, seed, capacity_factor, padded):
+    rng = start(seed)
+    model = t5(rng, torch.float64, num_layers=2, relative_attention_max_distance=128)
+    source, label, used = draw_inputs(rng, padded)
+    for stack in (model.encoder, model.decoder):
+        stack.block[1].layer[-1].DenseReluDense = SwitchLayer(drawn_layer(rng), capacity_factor,
+                                                              None)
+    params = named(model, lambda p: p.detach())
+    cotangent = torch.from_numpy(rng.standard_normal((B, R, SIZES["vocab_size"])))
+    inputs = {"source": source, "target": model._shift_right(label), "cotangent": cotangent,
               "source_used": used["source"], "target_used": used["target"]}
+    out = encoder_decoder(inputs, params, {"capacity_factor": capacity_factor})
+    for name in (n for n in out if n.startswith("probs.")):
+        best = out[name].topk(2, dim=-1).values
+        assert (best[:, 0] - best[:, 1]).min() > LEAD, "a narrow choice"
     save(f"switch_2021/encoder_decoder/{case}", seed=seed, packages=PACKAGES[:3],
          source={"kind": "transcription", "of": "arXiv:2101.03961v3, Eqs. (1)-(6)",
                  "within": "transformers.T5ForConditionalGeneration"},
-         **{"in": inputs, "param": named(model, lambda p: p),
-            "set": {"capacity_factor": capacity_factor}, "out": out})
+         **{"in": inputs, "param": params, "set": {"capacity_factor": capacity_factor},
+            "out": out})
 
 
 if __name__ == "__main__":
