@@ -122,7 +122,7 @@ def _all_read(check, found):
             reading.at, ())}
         if reading.name and reading.name not in names:
             raise ValueError(f"held: {check.what}, {check.paper}: {reading.at} is not called "
-                             f"{reading.name}, but {', '.join(names) or 'nothing'}")
+                             f"{reading.name}, but {', '.join(sorted(names)) or 'nothing'}")
 
 
 NOT_A_NUMBER = re.compile(r" is (nan|-?inf) in ")
@@ -174,11 +174,13 @@ def outcome(entry):
 
 
 def _difference(reading, entry):
-    """Where one reading shows: in the cases that the oracle calls so, or, nameless, in the rest."""
+    """Where one reading shows: in the cases that the oracle calls so or, nameless, in the rest."""
     at, name = reading["at"], reading["name"]
-    beside = {other["name"] for other in entry["readings"] if other["at"] == at} - {""}
+    beside = [other["name"] for other in entry["readings"] if other["at"] == at]
     named = [case["differ"][at] for case in entry["cases"].values() if at in case["differ"]]
-    found = sum(name in names if name else not beside & set(names) for names in named)
+    found = sum(name in names if name else not set(beside) & set(names) for names in named)
     what = (f"known bug **{name}**" if KNOWN_BUG.fullmatch(name) else "convention" if name
             else "differs")
-    return f"{what} at `{at}` in {found}: {reading['why']} ({reading['source']})"
+    count = f"{found}" if len(beside) > 1 or found == len(named) else (
+        f"{len(named)}, called so in {found}")
+    return f"{what} at `{at}` in {count}: {reading['why']} ({reading['source']})"
