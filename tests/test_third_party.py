@@ -98,18 +98,22 @@ def test_a_check_without_a_case_that_fits_is_an_error():
 
 
 def test_table_by_hand():
+    other = READ._replace(name="", why="another reason")
+    counted = Reading("f", "f.py: f", "all count", "all")
     entry = {"package": "p", "version": "1.2", "what": "Layer", "paper": "switch_2021",
-             "kinds": ["layer", "pseudocode"],
-             "readings": [READ._asdict(), {**READ._asdict(), "name": "", "why": "another reason"},
-                          Reading("f", "f.py: f", "all count", "all")._asdict()],
+             "kinds": ["layer", "pseudocode"], "dtype": "float32",
+             "readings": [reading._asdict() for reading in (
+                 READ, other, counted, counted._replace(at="P"))],
              "cases": {"a": {"differ": {}, "problems": [], "error": 0.25},
-                       "b": {"differ": {"y": ["R2"], "f": ["all"]}, "problems": [], "error": 9.0},
+                       "b": {"differ": {"y": ["R2"], "f": ["all"], "P": ["all"]}, "problems": [],
+                             "error": 9.0},
                        "c": {"differ": {"y": [], "f": []}, "problems": [], "error": 0.0}}}
     assert holding.table([entry]).splitlines()[2] == (
-        "| p 1.2 | Layer | `switch_2021/layer`, `pseudocode` | 3 | agrees in 1, to 0.2 eps"
+        "| p 1.2 | Layer | `switch_2021/layer`, `pseudocode` | 3 "
+        "| agrees in 1, to 0.2 eps of float32"
         "<br>known bug **R2** at `y` in 1: what is dropped comes back (layer.py: forward)"
-        "<br>differs at `y` in 1: another reason (layer.py: forward)"
-        "<br>convention at `f` in 2, called so in 1: all count (f.py: f) |")
+        "<br>differs at `y` in 1: another reason"
+        "<br>convention at `f` in 2 (called so in 1) and `P` in 1: all count (f.py: f) |")
 
 
 def test_the_record_keeps_one_entry_of_each_check(tmp_path, monkeypatch):

@@ -4,7 +4,8 @@
     python -m reference_runs.third_party --table
 
 Each name is an adapter in this folder. One environment has one version of a package: what other
-versions gave stays in the record.
+versions gave stays in the record. ``switch_transformers_4_44.npz`` is what the README's function
+returns of the case ``switch_2021/overflowing``.
 """
 import argparse
 import importlib

@@ -9,7 +9,7 @@ from deepspeed.moe import sharded_moe
 
 from reference_runs.third_party.holding import Check, Reading, calls
 
-FILE = "deepspeed/moe/sharded_moe.py"
+FILE = "sharded_moe.py"
 
 
 def groups_of(case):
@@ -118,8 +118,8 @@ DIVIDED = Reading("gate", f"{FILE}: topkgating", "gates are divided by the sum o
 
 def checks():
     return [
-        Check("deepspeed", "top1gating, its three settings", "switch_2021",
-              {"deepspeed": top1_as_recorded}),
+        Check("deepspeed", "top1gating: random token selection, none dropped, Gumbel noise",
+              "switch_2021", {"deepspeed": top1_as_recorded}),
         Check("deepspeed", "top1gating, use_rts=False", "switch_2021", {"layer": top1}, (
             Reading("keep", f"{FILE}: top1gating", "who stays in a full expert is who torch.topk "
                     "picks among equal ones, which it does not define, and not who came first"),

@@ -161,26 +161,42 @@ def table(entries):
 
 
 def outcome(entry):
-    """What was found, in a cell."""
-    cases, parts = entry["cases"].values(), []
+    """What was found, in a cell. A source is named where it is not the one named before."""
+    cases, parts, source = entry["cases"].values(), [], None
     agreeing = [case for case in cases if not case["differ"] and not case["problems"]]
     if agreeing:
         error = max(case["error"] for case in agreeing)
         share = "all" if len(agreeing) == len(cases) else f"{len(agreeing)}"
-        parts.append(f"agrees in {share}, to {error:.1f} eps")
-    for reading in entry["readings"]:
-        parts.append(_difference(reading, entry))
+        parts.append(f"agrees in {share}, to {error:.1f} eps of {entry['dtype']}")
+    for alike in _alike(entry["readings"]):
+        first = alike[0]
+        where = " and ".join(f"`{reading['at']}` in {_count(reading, entry)}" for reading in alike)
+        named = "" if first["source"] == source else f" ({first['source']})"
+        parts.append(f"{_called(first['name'])} at {where}: {first['why']}{named}")
+        source = first["source"]
     return "<br>".join(parts)
 
 
-def _difference(reading, entry):
-    """Where one reading shows: in the cases that the oracle calls so or, nameless, in the rest."""
+def _alike(readings):
+    """Readings of one cause at several outputs, side by side. -> list of lists"""
+    causes = {}
+    for reading in readings:
+        causes.setdefault((reading["name"], reading["why"], reading["source"]), []).append(reading)
+    return causes.values()
+
+
+def _called(name):
+    if KNOWN_BUG.fullmatch(name):
+        return f"known bug **{name}**"
+    return "convention" if name else "differs"
+
+
+def _count(reading, entry):
+    """Of the cases that the oracle calls so or, of a reading without a name, of the rest."""
     at, name = reading["at"], reading["name"]
     beside = [other["name"] for other in entry["readings"] if other["at"] == at]
     named = [case["differ"][at] for case in entry["cases"].values() if at in case["differ"]]
     found = sum(name in names if name else not set(beside) & set(names) for names in named)
-    what = (f"known bug **{name}**" if KNOWN_BUG.fullmatch(name) else "convention" if name
-            else "differs")
-    count = f"{found}" if len(beside) > 1 or found == len(named) else (
-        f"{len(named)}, called so in {found}")
-    return f"{what} at `{at}` in {count}: {reading['why']} ({reading['source']})"
+    if len(beside) > 1 or found == len(named):
+        return f"{found}"
+    return f"{len(named)} (called so in {found})"

@@ -139,6 +139,6 @@ def checks():
         Check("torch-rechub", "MMOE", "mmoe_2018", {"torch_rechub": rechub_as_recorded},
               **settled),
         Check("torch-rechub", "MMOE, norms as they start", "mmoe_2018", {"mmoe": rechub_as_paper},
-              (Reading("experts", "torch_rechub/basic/layers.py: MLP", "there is a batch norm "
+              (Reading("experts", "layers.py: MLP", "there is a batch norm "
                        "after every linear map, in experts, gates and towers: what a case gets "
                        "depends on its batch"),), **settled)]

@@ -66,7 +66,7 @@ def as_rbm(case):
 
 def checks():
     readings = [Reading(
-        at, "sklearn/neural_network/_rbm.py: BernoulliRBM._fit", "what the chains have is divided "
+        at, "_rbm.py: BernoulliRBM._fit", "what the chains have is divided "
         "by the number of data, not of chains: in a last batch that is smaller than batch_size, "
         "they count for too much") for at in ("persistent_gradient.w", "updated.w")]
     return [Check("scikit-learn", "BernoulliRBM", "products_of_experts_1999",
