@@ -116,10 +116,11 @@ def test_table_by_hand():
         "<br>convention at `f` in 2 (called so in 1) and `P` in 1: all count (f.py: f) |")
 
 
-def test_the_record_keeps_one_entry_of_each_check(tmp_path, monkeypatch):
+def test_the_record_keeps_what_other_versions_gave(tmp_path, monkeypatch):
     monkeypatch.setattr(holding, "RECORDED", tmp_path / "recorded.json")
     entry = held(layer)
+    of_others = [{**entry, "version": version} for version in ("10.0", "9.0")]
+    holding.write([*of_others, {**entry, "what": "no longer held"}])
     holding.write([entry])
-    holding.write([{**entry, "version": "10.0"}, {**entry, "version": "9.0"}, entry])
-    versions = [found["version"] for found in holding.read()]
-    assert versions == [entry["version"], "9.0", "10.0"]
+    assert [(found["version"], found["what"]) for found in holding.read()] == [
+        (entry["version"], "a layer"), ("9.0", "a layer"), ("10.0", "a layer")]

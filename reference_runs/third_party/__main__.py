@@ -21,11 +21,9 @@ def main():
     given = parser.parse_args()
     for name in given.adapters:
         module = importlib.import_module(f"reference_runs.third_party.{name}")
-        for check in module.checks():
-            entry = holding.held(check)
-            holding.write([entry])
-            print(f"{entry['package']} {entry['version']}, {entry['what']}, {entry['paper']}: "
-                  f"{holding.outcome(entry)}")
+        entries = [holding.held(check) for check in module.checks()]
+        holding.write(entries)
+        print(holding.table(entries), end="")
     if given.table:
         print(holding.table(holding.read()), end="")
 

@@ -129,13 +129,13 @@ NOT_A_NUMBER = re.compile(r" is (nan|-?inf) in ")
 
 
 def write(entries):
-    """Put entries in the record, in the place of those of the same package, version and check."""
-    kept = [entry for entry in read() if _key(entry) not in map(_key, entries)]
-    recorded = sorted([*kept, *entries], key=_key)
-    RECORDED.write_text(json.dumps(recorded, indent=1) + "\n")
+    """Put entries in the record, in place of all those of the same packages and versions."""
+    held = {(entry["package"], entry["version"]) for entry in entries}
+    kept = [entry for entry in read() if (entry["package"], entry["version"]) not in held]
+    RECORDED.write_text(json.dumps(sorted([*kept, *entries], key=_place), indent=1) + "\n")
 
 
-def _key(entry):
+def _place(entry):
     numbers = [int(part) for part in re.findall(r"\d+", entry["version"])]
     return entry["package"], numbers, entry["paper"], entry["what"], entry["kinds"]
 
