@@ -14,7 +14,7 @@ SWITCH = tuple(f"switch_2021/{kind}" for kind in (
     "layer", "exploration", "expert_dropout", "pseudocode", "encoder_decoder"))
 GSHARD = tuple(f"gshard_2020/{kind}" for kind in (
     "layer", "layer_padded", "transformer", "fairscale", "deepspeed"))
-VMOE = "vmoe_2021/layer", "vmoe_2021/vmoe"
+VMOE = "vmoe_2021/layer", "vmoe_2021/layer_batch_prioritized", "vmoe_2021/vmoe"
 LIMOE = "limoe_2022/losses", "limoe_2022/tower", "limoe_2022/tower_padded"
 
 
@@ -254,6 +254,13 @@ def _importance_of_chosen(paper):
     return moe_layer
 
 
+def _changed_importance(trace, run, module):
+    if "importance" not in trace:
+        return {}
+    return {"importance": module._sums(_chosen(trace["gates"], trace["expert_index"]),
+                                       run.settings["n_groups"], run.inputs["used"])}
+
+
 # -- A7: [E] times [K], summed -------------------------------------------------------------------
 
 def _broadcast(paper):
@@ -394,14 +401,14 @@ BUGS = [
          "huggingface/transformers#28505, huggingface/transformers#29363",
          form(("switch_2021/layer", "switch_2021/encoder_decoder"), **SWITCH_PADDING),
          form(("gshard_2020/layer_padded", "gshard_2020/transformer"), **GSHARD_PADDING),
-         form("vmoe_2021/layer", _sums=_sums_with_padding),
+         form(VMOE[:2], _sums=_sums_with_padding),
          form(("limoe_2022/losses", "limoe_2022/tower_padded"),
               auxiliary_losses=_of_limoe(_importance_of_all, _load_of_all))),
     *bug("A4", "the balance loss is given probabilities for logits: softmax twice",
          "huggingface/transformers#39055",
          form(SWITCH, mean_probability=_softmax_of("mean_probability")),
          form(GSHARD, mean_gates=_softmax_of("mean_gates")),
-         form(VMOE, importance_loss=_softmax_of("importance_loss")),
+         form(VMOE, importance=_softmax_of("importance")),
          form(LIMOE, auxiliary_losses=_of_limoe(_importance_of_probs))),
     *bug("A5", "the balance loss is computed and never added to the loss",
          "huggingface/transformers#44242",
@@ -413,7 +420,7 @@ BUGS = [
          "AI-Hypercomputer/maxtext#1432, AI-Hypercomputer/maxtext#860, paiml/aprender#2162",
          form(SWITCH, load_balancing_loss=_P_of_chosen, changes=_changed_P),
          form(GSHARD, auxiliary_loss=_m_of_chosen, changes=_changed_m),
-         form(VMOE, moe_layer=_importance_of_chosen)),
+         form(VMOE, moe_layer=_importance_of_chosen, changes=_changed_importance)),
     *bug("A7", "shares [E] times mean scores [K], broadcast and summed: the loss ignores imbalance",
          "mindspore-ai/hyper-parallel#752",
          form(SWITCH, load_balancing_loss=_broadcast),
@@ -440,12 +447,12 @@ BUGS = [
          "AI-Hypercomputer/maxtext#1483",
          form(SWITCH, load_balancing_loss=_of_halves),
          form(GSHARD, auxiliary_loss=_groups_of_halves),
-         form(VMOE, importance_loss=_importance_of_halves, load_loss=_load_of_halves),
+         form(VMOE[:2], importance_loss=_importance_of_halves, load_loss=_load_of_halves),
          form(LIMOE, auxiliary_losses=_of_limoe(_importance_of_limoe_halves,
                                                 _load_of_limoe_halves))),
     *bug("A12", "CV^2 is the square of a standard deviation: NaN gradients at perfect balance",
          "google-research/vmoe#218",
          form("sparsely_gated_2017/layer", cv_squared=_cv_of_std),
-         form(VMOE, _cv_squared=_cv_of_std_of_groups),
+         form(VMOE[:2], _cv_squared=_cv_of_std_of_groups),
          form(LIMOE, auxiliary_losses=_of_limoe(_importance_of_std))),
 ]

@@ -15,7 +15,8 @@ from minimoe.oracle.variants import bug, form
 FLAT = "switch_2021/layer", "switch_2021/expert_dropout", "switch_2021/encoder_decoder"
 SWITCH = (*FLAT, "switch_2021/exploration", "switch_2021/pseudocode", "switch_2021/transformers")
 GSHARD = "gshard_2020/layer", "gshard_2020/layer_padded", "gshard_2020/transformer"
-VMOE = "vmoe_2021/layer", "vmoe_2021/routing", "vmoe_2021/vmoe"
+VMOE_LAYERS = "vmoe_2021/layer", "vmoe_2021/layer_batch_prioritized"
+VMOE = (*VMOE_LAYERS, "vmoe_2021/routing", "vmoe_2021/vmoe")
 LIMOE = "limoe_2022/losses", "limoe_2022/tower", "limoe_2022/tower_padded"
 SPARSELY_GATED = tuple(f"sparsely_gated_2017/{kind}" for kind in (
     "layer", "layer_padded", "layer_tensor2tensor", "layer_davidmrau"))
@@ -134,11 +135,11 @@ def _jittered_in_place(trace, run, module):
 
 # -- R6: the third choice queues behind the second ones alone -------------------------------------
 
-def _slots_after_the_last(paper, expert, n_experts, n_groups, used):
+def _slots_after_the_last(paper, expert, n_experts, n_groups, used, order=None):
     columns = []
     for k in range(expert.shape[1]):
         own = expert[:, k:k + 1]
-        place = paper.slots_in_groups(own, n_experts, n_groups, used)
+        place = paper.slots_in_groups(own, n_experts, n_groups, used, order)
         if k:
             before = paper.counts_in_groups(expert[:, k - 1:k], n_experts, n_groups, used)
             group = np.arange(len(own))[:, None] // (len(own) // n_groups)
@@ -181,11 +182,11 @@ def _colliding_route(paper):
     from minimoe.routing import topk
 
     def route(gates, capacity, k=1, n_groups=1, used=None, order=None):
-        if k < 3 or order is not None:
+        if k < 3:
             raise ValueError("two choices of a token never collide")
-        routing = paper.route(gates, capacity, k, n_groups, used)
+        routing = paper.route(gates, capacity, k, n_groups, used, order)
         used = None if used is None else used[:, None]
-        slot = _slots_after_the_last(topk, routing.expert, gates.shape[-1], n_groups, used)
+        slot = _slots_after_the_last(topk, routing.expert, gates.shape[-1], n_groups, used, order)
         return routing._replace(slot=slot, keep=(slot < capacity) & (used is None or used))
     return route
 
@@ -253,6 +254,20 @@ def _gated_inputs_of_mlp(paper):
         outputs = paper._expert_linear(hidden, params.w_out, params.b_out, ends)
         return paper.gather_back(outputs, 0 * stop_gradient(routing.gate) + 1, seats)
     return expert_mlp
+
+
+def _gated_intermediates_of_mlp(paper):
+    def expert_intermediates(params, x, routing, activation=ops.gelu):
+        kept, expert = routing.keep[:, :, None], routing.expert
+
+        def linear(x, w, b):
+            return ops.einsum("tkd,tkdh->tkh", x, ops.take(w, expert)) + ops.take(b, expert)
+
+        inputs, _, _ = paper.expert_intermediates(params, x, routing, activation)
+        inputs = routing.gate[:, :, None] * inputs
+        hidden = ops.where(kept, activation(linear(inputs, params.w_in, params.b_in)), 0.0)
+        return inputs, hidden, ops.where(kept, linear(hidden, params.w_out, params.b_out), 0.0)
+    return expert_intermediates
 
 
 # -- R11: softmax along the wrong axis ------------------------------------------------------------
@@ -389,7 +404,7 @@ BUGS = [
          form(("switch_2021/layer", "switch_2021/exploration", "switch_2021/encoder_decoder"),
               expert_feed_forward=lambda paper: _returned(paper.expert_feed_forward)),
          form(GSHARD, expert_feed_forward=lambda paper: _returned(paper.expert_feed_forward)),
-         form(("vmoe_2021/layer", "vmoe_2021/vmoe"), expert_mlp=_returned_of_mlp)),
+         form((*VMOE_LAYERS, "vmoe_2021/vmoe"), expert_mlp=_returned_of_mlp)),
     *bug("R3", "a stray transpose before a reshape: tokens get each other's experts",
          "huggingface/transformers#33463, huggingface/transformers#33582",
          form(SWITCH, route=_scrambled_route),
@@ -415,7 +430,7 @@ BUGS = [
          form(("gshard_2020/layer_padded", "gshard_2020/transformer"),
               decision_counter=_unaware_of_padding("decision_counter", 3),
               seat=_unaware_of_padding("seat", 5)),
-         form(VMOE[:2], route=_unaware_of_padding("route")),
+         form(VMOE[:3], route=_unaware_of_padding("route")),
          form(("limoe_2022/losses", "limoe_2022/tower_padded"),
               **{name: _unaware_of_padding(name) for name in ROUTES})),
     *bug("R8", "with one choice the weights are [T], and are normalised over tokens",
@@ -426,7 +441,7 @@ BUGS = [
     *bug("R9a", "the weights are the router's logits, the flag that normalises them being off",
          "sgl-project/sglang#35160, sgl-project/sglang-jax#1282",
          form("switch_2021/layer", switch_ffn=_logits_for_weights),
-         form(("vmoe_2021/layer", "vmoe_2021/vmoe"), moe_layer=_logits_for_weights_of_mlp)),
+         form((*VMOE_LAYERS, "vmoe_2021/vmoe"), moe_layer=_logits_for_weights_of_mlp)),
     *bug("R9b", "the weights of the experts chosen are not normalised",
          "pytorch/torchtitan#1448",
          form(GSHARD, pair_normalized=_raw),
@@ -436,20 +451,21 @@ BUGS = [
          form(("switch_2021/layer", "switch_2021/exploration", "switch_2021/pseudocode"),
               expert_intermediates=_gated_inputs),
          form(GSHARD[:2], expert_intermediates=_gated_inputs),
-         form(("vmoe_2021/layer", "vmoe_2021/vmoe"), expert_mlp=_gated_inputs_of_mlp)),
+         form((*VMOE_LAYERS, "vmoe_2021/vmoe"), expert_mlp=_gated_inputs_of_mlp,
+              expert_intermediates=_gated_intermediates_of_mlp)),
     *bug("R11", "softmax over the batch, not over experts",
          "fkodom/soft-mixture-of-experts#1",
          form((*FLAT, "switch_2021/exploration", "switch_2021/transformers"),
               router_probs=_softmax_over_tokens),
          form(GSHARD, gate_probabilities=_gates_over_tokens),
-         form(("vmoe_2021/layer", "vmoe_2021/vmoe"), router=_router_over_tokens),
+         form((*VMOE_LAYERS, "vmoe_2021/vmoe"), router=_router_over_tokens),
          form(("mmoe_2018/models", "mmoe_2018/mmoe"), gate=_gate_over_cases),
          form("local_experts_1991", mixing_proportions=_proportions_over_cases)),
     *bug("R12", "experts of index 256 and above are never chosen", "kekzl/imp#2056",
          form("switch_2021/layer", top_k=_top_k_within_a_byte),
          form("gshard_2020/layer", top_k=_top_k_within_a_byte),
          form("sparsely_gated_2017/layer", top_k=_top_k_within_a_byte),
-         form("vmoe_2021/layer", route=_route_within_a_byte)),
+         form(VMOE_LAYERS, route=_route_within_a_byte)),
     *bug("R13", "a leftover of an ablation: ten experts for each token", "JieShibo/MoLE#7",
          form("switch_2021/layer", alters=_ten_experts),
          form(VMOE, alters=_ten_experts),
@@ -475,7 +491,7 @@ BUGS = [
               router_probs=_rounding("router_probs")),
          form(GSHARD, gate_logits=_rounding("gate_logits"),
               gate_probabilities=_rounding("gate_probabilities")),
-         form(VMOE[::2], router_logits=_rounding("router_logits"))),
+         form((*VMOE_LAYERS, "vmoe_2021/vmoe"), router_logits=_rounding("router_logits"))),
     *bug("R18", "of equal experts the tokens go to the last, and the loss counts the first",
          "vllm-project/vllm#52679, vllm-project/vllm#54403, vllm-project/vllm#55514, "
          "pytorch/torchtitan#3336",

@@ -40,7 +40,7 @@ KILLED_BY = {
     "R8": ("switch_2021/overflowing", "switch_2021/padding"),
     "R9a": ("switch_2021/overflowing", "switch_2021/two_choices_overflowing"),
     "R9b": ("gshard_2020/overflowing", "gshard_2020/groups"),
-    "R10": ("switch_2021/overflowing", "switch_2021/two_choices_overflowing"),
+    "R10": ("switch_2021/overflowing", "vmoe_2021/roomy", "vmoe_2021/overflowing"),
     "R11": ("switch_2021/overflowing", "switch_2021/two_choices_overflowing"),
     "R12": ("switch_2021/wide", "switch_2021/wide_two_choices"),
     "R13": ("switch_2021/overflowing", "switch_2021/three_choices_overflowing"),
@@ -69,8 +69,7 @@ USUAL = {"y", "aux_loss", "expert_index", "probs", "gates", "loss", "importance_
          "tighter_bound", "log_likelihood", "reconstruction", "gibbs", "free_energy",
          "contrastive_gradient", "updated"}
 # Bugs of which these show nothing in the cases above, and what does.
-UNSEEN = {"A12": "gradients", "R10": "what experts are given; y, where they have biases",
-          "R18": "f; the experts are equal in all else"}
+UNSEEN = {"A12": "gradients", "R18": "f; the experts are equal in all else"}
 # Pairs of which the usual outputs are the same in all cases, and what tells them apart.
 ALIKE = {("R1", "R5"): "the places in the queues: all 0, or right",
          ("A3", "A10a"): "the z-loss"}
