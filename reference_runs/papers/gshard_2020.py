@@ -37,6 +37,11 @@ def third_party(repository, release, entry, **more):
 
 # -- Algorithm 1, one group ----------------------------------------------------------------------
 
+def rows(values, *shape):
+    """A row on another; of none, an array of this shape without rows."""
+    return torch.stack(values) if values else torch.zeros(0, *shape, dtype=torch.float64)
+
+
 def top_two(row):
     """The largest and the second largest of a row; of equals the first."""
     e1 = max(range(len(row)), key=lambda e: (row[e].item(), -e))
@@ -55,7 +60,7 @@ def algorithm_1(logits, rnd, C, present):
     g = [torch.exp(row - row.max().detach()) for row in logits]
     g = [row / row.sum() for row in g]                                                 # line 2
     n = max(sum(present), 1)
-    m = [sum([g[s][e] for s in range(S) if present[s]], 0 * g[0][e]) / n
+    m = [sum([g[s][e] for s in range(S) if present[s]], 0 * rows(g, E)[:, e].sum()) / n
          for e in range(E)]                                                            # line 3
     for s in range(S):                                                                 # line 4
         e1, e2 = top_two(g[s])                                                         # line 5
@@ -93,7 +98,7 @@ def algorithm_1(logits, rnd, C, present):
     for place, weight in G.items():
         weights = weights.index_put(tuple(torch.tensor([i]) for i in place), weight)
     f = torch.tensor(first, dtype=logits.dtype) / n
-    return {**found, "gates": torch.stack(g), "f": f, "m": torch.stack(m), "count_first": first,
+    return {**found, "gates": rows(g, E), "f": f, "m": torch.stack(m), "count_first": first,
             "count": c, "weights": weights, "aux_loss": aux_loss}
 
 
@@ -106,27 +111,29 @@ def by_choice(x, found, w_in, w_out):
         outputs = torch.stack([a @ w_out[e] for a, e in zip(hidden, experts)])
         for name, value in zip(made, (inputs, hidden, outputs)):
             made[name].append(value)
-    return {name: torch.stack(values) for name, values in made.items()}
+    widths = zip(made, (w_in.shape[1], w_in.shape[2], w_out.shape[2]))
+    return {name: rows(made[name], 2, width) for name, width in widths}
 
 
 def experts_of(x, weights, w_in, w_out):
     """y_s for one group, Eqs. (2) and (3). x [S, D], weights [S, E, C]"""
     S, E, C = weights.shape
-    rows = []
+    found = []
     for s in range(S):
         y = 0 * x[s] @ w_in[0] @ w_out[0]
         for e in range(E):
             for slot in range(C):
                 if weights[s, e, slot] != 0:
                     y = y + weights[s, e, slot] * (F.relu(x[s] @ w_in[e]) @ w_out[e])
-        rows.append(y)
-    return torch.stack(rows)
+        found.append(y)
+    return rows(found, w_out.shape[2])
 
 
 def run_layer(x, u, capacity, params, used=None):
     """All outputs for x [G, S, D], by name; then the mean loss over groups."""
     G, S, _ = x.shape
-    logits = torch.stack([torch.stack([row @ params["w_gate"] for row in group]) for group in x])
+    logits = torch.stack([rows([row @ params["w_gate"] for row in group], params["w_gate"].shape[1])
+                          for group in x])
     present = [[True] * S] * G if used is None else used.tolist()
     groups = [algorithm_1(logits[g], u[g], capacity, present[g]) for g in range(G)]
     y = torch.stack([experts_of(x[g], groups[g]["weights"], params["w_in"], params["w_out"])
@@ -136,11 +143,12 @@ def run_layer(x, u, capacity, params, used=None):
     made = [by_choice(x[g], groups[g], params["w_in"], params["w_out"]) for g in range(G)]
     out.update({name: torch.cat([group[name] for group in made]) for name in made[0]})
     out["margin"] = torch.tensor([row for group in groups for row in group["margin"]],
-                                 dtype=logits.dtype)
-    out["wanted"] = torch.tensor([group["wanted"] for group in groups])
-    for name in ("expert", "slot", "keep"):
-        out[name] = torch.tensor([row for group in groups for row in group[name]])
-    out["gate"] = torch.stack([torch.stack(row) for group in groups for row in group["gate"]])
+                                 dtype=logits.dtype).reshape(G * S, 2)
+    out["wanted"] = torch.tensor([group["wanted"] for group in groups], dtype=torch.bool)
+    for name, dtype in (("expert", torch.int64), ("slot", torch.int64), ("keep", torch.bool)):
+        out[name] = torch.tensor([row for group in groups for row in group[name]],
+                                 dtype=dtype).reshape(G * S, 2)
+    out["gate"] = rows([torch.stack(row) for group in groups for row in group["gate"]], 2)
     for name in ("count_first", "count"):
         out[name] = torch.tensor([group[name] for group in groups])
     return out, out["aux_loss"].mean()
@@ -150,11 +158,27 @@ def gradients(losses, leaves):
     """``grad.<loss>.<leaf>`` of each; zeros where a loss does not depend on a leaf."""
     found = {}
     for loss, value in losses.items():
-        flows = torch.autograd.grad(value, list(leaves.values()), retain_graph=True,
-                                    allow_unused=True)
+        flows = torch.autograd.grad(
+            value, list(leaves.values()), retain_graph=True, allow_unused=True,
+        ) if value.requires_grad else [None] * len(leaves)
         found.update({f"grad.{loss}.{name}": torch.zeros_like(leaf) if flow is None else flow
                       for (name, leaf), flow in zip(leaves.items(), flows)})
     return found
+
+
+def tracked(**leaves):
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    return leaves
+
+
+def record(kind, case, seed, source, inputs, params, settings, packages=("torch", "numpy")):
+    groups = {"set": settings, "param": params, "out": DERIVATIONS[kind](inputs, params, settings),
+              "in": inputs}
+    if kind in ("layer", "layer_padded", "transformer"):
+        groups = {"param": params, **groups}
+    save(f"gshard_2020/{kind}/{case}", source=source, seed=seed, packages=packages,
+         **{name: group for name, group in groups.items() if group})
 
 
 class Draw:
@@ -184,6 +208,14 @@ class Draw:
                 "w_out": self.normal(E, H, D, scale=H ** -0.5)}
 
 
+def layer(inputs, params, settings):
+    leaves = tracked(x=inputs["x"], **params)
+    out, aux_loss = run_layer(inputs["x"], inputs["u"], settings["capacity"], params,
+                              inputs.get("used"))
+    return {**out, **gradients({"y": (out["y"] * inputs["cotangent"]).sum(),
+                                "aux_loss": aux_loss}, leaves)}
+
+
 def record_layer(case, seed, G, S, D, H, E, capacity=None, change=None, padded=False):
     """``change`` is given x and the gate's weights, and returns them changed."""
     draw = Draw(seed)
@@ -195,16 +227,9 @@ def record_layer(case, seed, G, S, D, H, E, capacity=None, change=None, padded=F
     if change:
         x, params["w_gate"] = change(x, params["w_gate"])
     capacity = 2 * S // E if capacity is None else capacity
-    for leaf in (x, *params.values()):
-        leaf.requires_grad_()
-    out, aux_loss = run_layer(x, u, capacity, params, used)
-    kind = "layer_padded" if padded else "layer"
     inputs = {"x": x, "u": u, "cotangent": cotangent}
-    save(f"gshard_2020/{kind}/{case}", source=PAPER, seed=seed, param=params,
-         set={"capacity": capacity},
-         out={**out, **gradients({"y": (out["y"] * cotangent).sum(), "aux_loss": aux_loss},
-                                 {"x": x, **params})},
-         **{"in": {**inputs, "used": used} if padded else inputs})
+    record("layer_padded" if padded else "layer", case, seed, PAPER,
+           {**inputs, "used": used} if padded else inputs, params, {"capacity": capacity})
 
 
 def tied(x, w_gate):
@@ -246,118 +271,142 @@ class Expert(torch.nn.Module):
         return F.relu(x @ self.w_in) @ self.w_out
 
 
-def record_fairscale(case, seed, S, D, H, E, change=None):
+@contextmanager
+def one_process():
+    with tempfile.NamedTemporaryFile() as file:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{file.name}", rank=0,
+                                             world_size=1)
+        yield
+        torch.distributed.destroy_process_group()
+
+
+def fairscale(inputs, params, settings):
     """MOELayer with Top2Gate, one process with all experts."""
     from fairscale.nn.moe import moe_layer, top2gate
 
-    draw = Draw(seed)
-    x, gumbel, cotangent, params = (draw.normal(S, D), draw.gumbel(S, E), draw.normal(S, D),
-                                    draw.experts(D, H, E))
-    if change:
-        x, params["w_gate"] = change(x, params["w_gate"])
-    for leaf in (x, *params.values()):
-        leaf.requires_grad_()
+    x, leaves = inputs["x"], tracked(x=inputs["x"], **params)
+    D, E = params["w_gate"].shape
     gate = top2gate.Top2Gate(D, E)
     del gate.wg.weight
     gate.wg.weight = params["w_gate"].T
     experts = torch.nn.ModuleList([Expert(params["w_in"][e], params["w_out"][e])
                                    for e in range(E)])
-    layer = moe_layer.MOELayer(gate, experts)
-    with given(top2gate.gumbel_map, gumbel):
+    with one_process(), given(top2gate.gumbel_map, inputs["gumbel"]):
+        layer = moe_layer.MOELayer(gate, experts)
         y = layer(x[:, None])[:, 0]
         _, weights, dispatched = gate(x)
-    save(f"gshard_2020/fairscale/{case}", seed=seed, packages=("torch", "numpy", "fairscale"),
-         source=third_party("facebookresearch/fairscale", version("fairscale"),
-                            "fairscale.nn.moe: MOELayer, Top2Gate", dtype="float64 for float32"),
-         param=params, out={
-             "dispatched": dispatched, "weights": weights, "aux_loss": layer.l_aux, "y": y,
-             **gradients({"y": (y * cotangent).sum(), "aux_loss": layer.l_aux},
-                         {"x": x, **params})},
-         **{"in": {"x": x, "gumbel": gumbel, "cotangent": cotangent}})
+        return {"dispatched": dispatched, "weights": weights, "aux_loss": layer.l_aux, "y": y,
+                **gradients({"y": (y * inputs["cotangent"]).sum(), "aux_loss": layer.l_aux},
+                            leaves)}
+
+
+def record_fairscale(case, seed, S, D, H, E, change=None):
+    draw = Draw(seed)
+    x, gumbel, cotangent, params = (draw.normal(S, D), draw.gumbel(S, E), draw.normal(S, D),
+                                    draw.experts(D, H, E))
+    if change:
+        x, params["w_gate"] = change(x, params["w_gate"])
+    record("fairscale", case, seed,
+           third_party("facebookresearch/fairscale", version("fairscale"),
+                       "fairscale.nn.moe: MOELayer, Top2Gate", dtype="float64 for float32"),
+           {"x": x, "gumbel": gumbel, "cotangent": cotangent}, params, {},
+           ("torch", "numpy", "fairscale"))
+
+
+def top2gating(logits, gumbel, *capacity):
+    """The gate alone: its loss, weights, mask and counts; capacity by a factor and a least one."""
+    from deepspeed.moe import sharded_moe
+
+    with given(sharded_moe.gumbel_map, gumbel):
+        return sharded_moe.top2gating(logits + 0, *capacity)      # it adds the draws in place
+
+
+def deepspeed(inputs, params, settings):
+    leaves = tracked(logits=inputs["logits"])
+    aux_loss, weights, dispatched, count = top2gating(inputs["logits"], inputs["gumbel"], 0.0,
+                                                      settings["capacity"])
+    return {"count": count, "dispatched": dispatched, "weights": weights, "aux_loss": aux_loss,
+            **gradients({"weights": (weights * inputs["cotangent"]).sum(), "aux_loss": aux_loss},
+                        leaves)}
 
 
 def record_deepspeed(case, seed, S, E, capacity_factor, min_capacity):
-    """top2gating, the gate alone."""
-    from deepspeed.moe import sharded_moe
-
     draw = Draw(seed)
     logits, gumbel = draw.normal(S, E), draw.gumbel(S, E)
-    logits.requires_grad_()
-    with given(sharded_moe.gumbel_map, gumbel):
-        aux_loss, weights, dispatched, count = sharded_moe.top2gating(
-            logits + 0, capacity_factor, min_capacity)      # it adds the draws in place
-    cotangent = draw.normal(*weights.shape)
-    save(f"gshard_2020/deepspeed/{case}", seed=seed, packages=("torch", "numpy", "deepspeed"),
-         source=third_party("deepspeedai/DeepSpeed", version("deepspeed"),
-                            "deepspeed.moe.sharded_moe: top2gating", dtype="float64 for float32"),
-         set={"capacity": weights.shape[-1]}, out={
-             "count": count, "dispatched": dispatched, "weights": weights, "aux_loss": aux_loss,
-             **gradients({"weights": (weights * cotangent).sum(), "aux_loss": aux_loss},
-                         {"logits": logits})},
-         **{"in": {"logits": logits, "gumbel": gumbel, "cotangent": cotangent}})
+    _, weights, _, _ = top2gating(logits, gumbel, capacity_factor, min_capacity)
+    record("deepspeed", case, seed,
+           third_party("deepspeedai/DeepSpeed", version("deepspeed"),
+                       "deepspeed.moe.sharded_moe: top2gating", dtype="float64 for float32"),
+           {"logits": logits, "gumbel": gumbel, "cotangent": draw.normal(*weights.shape)}, {},
+           {"capacity": weights.shape[-1]}, ("torch", "numpy", "deepspeed"))
 
 
 # -- Mesh TensorFlow's gating, as mixture-of-experts has it in PyTorch ---------------------------
 
-def record_mesh(kind, case, seed, G, S, D, E, policy, threshold=None, padded=False, **settings):
-    """Top2Gating in training: the gate alone. The capacity is that of a factor, at least 4.
+def top2_gating(inputs, w_gate, policy, threshold=None, **settings):
+    """Top2Gating in training: the gate alone.
 
     Its policy "threshold" lacks an axis and fails, unless S is E or 1.
     """
     from mixture_of_experts.mixture_of_experts import Top2Gating
 
-    draw = Draw(seed)
-    x, u, w_gate, used = (draw.normal(G, S, D), draw.uniform(G, S), draw.normal(D, E),
-                          draw.present(G, S))
-    for leaf in (x, w_gate):
-        leaf.requires_grad_()
-    gate = Top2Gating(D, E, second_policy_train=policy, second_threshold_train=threshold,
+    gate = Top2Gating(*w_gate.shape, second_policy_train=policy, second_threshold_train=threshold,
                       **settings).train()
     del gate.w_gating
     gate.w_gating = w_gate
-    with mock.patch.object(torch.Tensor, "uniform_", lambda zeros, low, high: u), \
+    used = inputs["used"].double() if "used" in inputs else None
+    with mock.patch.object(torch.Tensor, "uniform_", lambda zeros, low, high: inputs["u"]), \
             mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
-        dispatched, weights, aux_loss = gate(x, used.double() if padded else None)
-    cotangent = draw.normal(*weights.shape)
-    inputs = {"x": x, **({"u": u} if policy == "random" else {}), "cotangent": cotangent,
+        return gate(inputs["x"], used)
+
+
+def mesh(inputs, params, settings):
+    """The capacity is that of a factor, at least 4."""
+    leaves = tracked(x=inputs["x"], **params)
+    _, S, _ = inputs["x"].shape
+    E, capacity = params["w_gate"].shape[1], settings["capacity"]
+    dispatched, weights, aux_loss = top2_gating(
+        inputs, params["w_gate"], "random" if "u" in inputs else "all", settings.get("threshold"),
+        capacity_factor_train=(capacity + 0.5) * E / S)       # which is rounded down
+    assert weights.shape[-1] == capacity
+    return {"dispatched": dispatched != 0, "weights": weights, "aux_loss": aux_loss,
+            **gradients({"weights": (weights * inputs["cotangent"]).sum(), "aux_loss": aux_loss},
+                        leaves)}
+
+
+def record_mesh(kind, case, seed, G, S, D, E, policy, threshold=None, padded=False, **settings):
+    draw = Draw(seed)
+    x, u, w_gate, used = (draw.normal(G, S, D), draw.uniform(G, S), draw.normal(D, E),
+                          draw.present(G, S))
+    inputs = {"x": x, **({"u": u} if policy == "random" else {}),
               **({"used": used} if padded else {})}
-    save(f"gshard_2020/{kind}/{case}", seed=seed,
-         packages=("torch", "numpy", "mixture-of-experts"),
-         source=third_party("lucidrains/mixture-of-experts", version("mixture-of-experts"),
-                            "mixture_of_experts.mixture_of_experts: Top2Gating",
-                            second_policy_train=policy, dtype="float64 for float32"),
-         set={"capacity": weights.shape[-1],
-              **({} if threshold is None else {"threshold": threshold})},
-         param={"w_gate": w_gate}, out={
-             "dispatched": dispatched != 0, "weights": weights, "aux_loss": aux_loss,
-             **gradients({"weights": (weights * cotangent).sum(), "aux_loss": aux_loss},
-                         {"x": x, "w_gate": w_gate})},
-         **{"in": inputs})
+    _, weights, _ = top2_gating(inputs, w_gate, policy, threshold, **settings)
+    inputs = {**inputs, "cotangent": draw.normal(*weights.shape)}
+    record(kind, case, seed,
+           third_party("lucidrains/mixture-of-experts", version("mixture-of-experts"),
+                       "mixture_of_experts.mixture_of_experts: Top2Gating",
+                       second_policy_train=policy, dtype="float64 for float32"),
+           {name: inputs[name] for name in ("x", "u", "cotangent", "used") if name in inputs},
+           {"w_gate": w_gate},
+           {"capacity": weights.shape[-1], **({} if threshold is None else
+                                              {"threshold": threshold})},
+           ("torch", "numpy", "mixture-of-experts"))
 
 
 # -- transformers --------------------------------------------------------------------------------
 
-def record_nllb(kind, case, seed, T, D, H, E, capacity=None, evaluate=False, padded=False,
-                change=None, **settings):
-    """NllbMoeSparseMLP, and load_balancing_loss_func of its one layer.
+def nllb_layer(inputs, params, capacity, evaluate, dropout=0.2, **settings):
+    """NllbMoeSparseMLP of these parameters; its output, weights and first choices.
 
     The capacity is configured, or that of training; in evaluation a fraction of all tokens.
     """
     from transformers import NllbMoeConfig
     from transformers.models.nllb_moe import modeling_nllb_moe as nllb
 
-    draw = Draw(seed)
-    x, cotangent, params = draw.normal(T, D), draw.normal(T, D), draw.experts(D, H, E)
-    params.update(b_in=draw.normal(E, H), b_out=draw.normal(E, D))
-    u = draw.uniform(T).float().double()
-    used = draw.present(T)
-    if change:
-        x, params["w_gate"] = change(x, params["w_gate"])
-    for leaf in (x, *params.values()):
-        leaf.requires_grad_()
+    E, D, H = params["w_in"].shape
     layer = nllb.NllbMoeSparseMLP(NllbMoeConfig(
         d_model=D, num_experts=E, expert_capacity=capacity, activation_dropout=0.0,
-        moe_token_dropout=0.2 if evaluate else 0.0, router_ignore_padding_tokens=False,
+        moe_token_dropout=dropout if evaluate else 0.0, router_ignore_padding_tokens=False,
         **settings), H).double().train(not evaluate)
     layer.router.dtype = torch.float64
 
@@ -370,29 +419,60 @@ def record_nllb(kind, case, seed, T, D, H, E, capacity=None, evaluate=False, pad
         for part, name in (expert.fc1, "in"), (expert.fc2, "out"):
             give(part, "weight", params[f"w_{name}"][e].T)
             give(part, "bias", params[f"b_{name}"][e])
-    with mock.patch.object(torch, "rand_like", lambda like: u.to(like.dtype)):
-        y, (weights, first) = layer(x[None], ~used if padded else None)
-    y = y[0]
-    aux_loss = nllb.load_balancing_loss_func(weights, first[:, None])
+    with mock.patch.object(torch, "rand_like", lambda like: inputs["u"].to(like.dtype)):
+        y, (weights, first) = layer(inputs["x"][None],
+                                    ~inputs["used"] if "used" in inputs else None)
+    return layer, y[0], weights, first
+
+
+NLLB = {"nllb": {}, "nllb_padded": {}, "nllb_prioritized": {"batch_prioritized_routing": True},
+        "nllb_random": {"second_expert_policy": "random"},
+        "nllb_normalized_before": {"normalize_router_prob_before_dropping": True},
+        "nllb_random_normalized_before": {"second_expert_policy": "random",
+                                          "normalize_router_prob_before_dropping": True}}
+
+
+def nllb(kind):
+    """NllbMoeSparseMLP, and load_balancing_loss_func of its one layer."""
+    def derive(inputs, params, settings):
+        from transformers.models.nllb_moe import modeling_nllb_moe
+
+        leaves, scale = tracked(x=inputs["x"], **params), settings["scale"]
+        _, y, weights, first = nllb_layer(
+            inputs, params, settings["capacity"], scale < 1, 1 - scale,
+            moe_eval_capacity_token_fraction=-1.0, **NLLB[kind])
+        aux_loss = modeling_nllb_moe.load_balancing_loss_func(weights, first[:, None])
+        return {"first": first, "dispatched": weights != 0, "weights": weights, "y": y,
+                "aux_loss": aux_loss,
+                **gradients({"y": (y * inputs["cotangent"]).sum(), "aux_loss": aux_loss}, leaves)}
+    return derive
+
+
+def record_nllb(kind, case, seed, T, D, H, E, capacity=None, evaluate=False, padded=False,
+                change=None, **settings):
+    draw = Draw(seed)
+    x, cotangent, params = draw.normal(T, D), draw.normal(T, D), draw.experts(D, H, E)
+    params.update(b_in=draw.normal(E, H), b_out=draw.normal(E, D))
+    u = draw.uniform(T).float().double()
+    used = draw.present(T)
+    if change:
+        x, params["w_gate"] = change(x, params["w_gate"])
     inputs = {"x": x, "cotangent": cotangent}
-    if settings.get("second_expert_policy") == "random":
+    if NLLB[kind].get("second_expert_policy") == "random":
         inputs["u"] = u
     if padded:
         inputs["used"] = used
-    save(f"gshard_2020/{kind}/{case}", seed=seed, packages=("torch", "numpy", "transformers"),
-         source=third_party("huggingface/transformers", version("transformers"),
-                            "NllbMoeSparseMLP, NllbMoeTop2Router, load_balancing_loss_func",
-                            **settings),
-         set={"capacity": layer.router.expert_capacity, "scale": 0.8 if evaluate else 1.0},
-         param=params, out={
-             "first": first, "dispatched": weights != 0, "weights": weights, "y": y,
-             "aux_loss": aux_loss,
-             **gradients({"y": (y * cotangent).sum(), "aux_loss": aux_loss},
-                         {"x": x, **params})},
-         **{"in": inputs})
+    layer, *_ = nllb_layer(inputs, params, capacity, evaluate, **NLLB[kind], **settings)
+    record(kind, case, seed,
+           third_party("huggingface/transformers", version("transformers"),
+                       "NllbMoeSparseMLP, NllbMoeTop2Router, load_balancing_loss_func",
+                       **NLLB[kind], **settings),
+           inputs, params,
+           {"capacity": layer.router.expert_capacity, "scale": 0.8 if evaluate else 1.0},
+           ("torch", "numpy", "transformers"))
 
 
-def record_nllb_loss(case, seed, L, T, D, E, capacity):
+def nllb_loss(inputs, params, settings):
     """The loss of several layers, as NllbMoeForConditionalGeneration makes it.
 
     Means over layers are float32 there: exact for a power of two.
@@ -400,12 +480,11 @@ def record_nllb_loss(case, seed, L, T, D, E, capacity):
     from transformers import NllbMoeConfig
     from transformers.models.nllb_moe import modeling_nllb_moe as nllb
 
-    draw = Draw(seed)
-    x, w_gate = draw.normal(L, T, D), draw.normal(L, D, E).requires_grad_()
-    outputs = []
-    for layer in range(L):
+    x, w_gate, outputs = inputs["x"], params["w_gate"].requires_grad_(), []
+    _, D, E = w_gate.shape
+    for layer in range(len(x)):
         router = nllb.NllbMoeTop2Router(NllbMoeConfig(
-            d_model=D, num_experts=E, expert_capacity=capacity)).train()
+            d_model=D, num_experts=E, expert_capacity=settings["capacity"])).train()
         router.dtype = torch.float64
         del router.classifier.weight
         router.classifier.weight = w_gate[layer].T
@@ -413,13 +492,17 @@ def record_nllb_loss(case, seed, L, T, D, E, capacity):
         outputs.append((weights, top_1_mask.argmax(dim=-1)))
     joined = nllb.NllbMoeForConditionalGeneration._unpack_router_logits(None, outputs)
     aux_loss = nllb.load_balancing_loss_func(*joined)
-    save(f"gshard_2020/nllb_loss/{case}", seed=seed, packages=("torch", "numpy", "transformers"),
-         source=third_party("huggingface/transformers", version("transformers"),
-                            "NllbMoeTop2Router, _unpack_router_logits, load_balancing_loss_func"),
-         set={"capacity": capacity}, param={"w_gate": w_gate}, out={
-             "first": torch.stack([first for _, first in outputs]), "aux_loss": aux_loss,
-             "grad.w_gate": torch.autograd.grad(aux_loss, w_gate)[0]},
-         **{"in": {"x": x}})
+    return {"first": torch.stack([first for _, first in outputs]), "aux_loss": aux_loss,
+            "grad.w_gate": torch.autograd.grad(aux_loss, w_gate)[0]}
+
+
+def record_nllb_loss(case, seed, L, T, D, E, capacity):
+    draw = Draw(seed)
+    record("nllb_loss", case, seed,
+           third_party("huggingface/transformers", version("transformers"),
+                       "NllbMoeTop2Router, _unpack_router_logits, load_balancing_loss_func"),
+           {"x": draw.normal(L, T, D)}, {"w_gate": draw.normal(L, D, E)},
+           {"capacity": capacity}, ("torch", "numpy", "transformers"))
 
 
 # -- The Transformer -----------------------------------------------------------------------------
@@ -476,6 +559,23 @@ def stack(p, name, embedding, words, u, used, n_groups, memory=None, memory_used
     return norm(x, f"{name}.norm"), found
 
 
+def transformer(inputs, params, settings):
+    leaves, n_groups = tracked(**params), settings["n_groups"]
+    memory, encoded = stack(params, "encoder", "source_embedding", inputs["source"],
+                            inputs["draws.encoder"], inputs["source_used"], n_groups)
+    y, decoded = stack(params, "decoder", "target_embedding", inputs["target"],
+                       inputs["draws.decoder"], inputs["target_used"], n_groups, memory,
+                       inputs["source_used"])
+    logits = y @ params["w_logits"]
+    outputs = encoded + decoded
+    aux_loss = sum(loss for _, loss in outputs) / len(outputs)
+    return {**{f"routings.{i}.{name}": out[name] for i, (out, _) in enumerate(outputs)
+               for name in ("expert", "slot", "keep", "gate")},
+            "logits": logits, "aux_loss": aux_loss,
+            **gradients({"logits": (logits * inputs["cotangent"]).sum(), "aux_loss": aux_loss},
+                        leaves)}
+
+
 def record_transformer(case, seed, B, S, R, D, A, W, H, E, V, n_groups, n_buckets=8):
     draw = Draw(seed)
     params = {"source_embedding": draw.normal(V + 1, D), "target_embedding": draw.normal(V, D)}
@@ -497,30 +597,24 @@ def record_transformer(case, seed, B, S, R, D, A, W, H, E, V, n_groups, n_bucket
         params[f"{name}.position_table"] = draw.normal(n_buckets, A)
         params[f"{name}.norm"] = 1 + draw.normal(D, scale=0.1)
     params["w_logits"] = draw.normal(D, V)
-    for leaf in params.values():
-        leaf.requires_grad_()
     source, target = draw.integers(V + 1, B, S), draw.integers(V, B, R)
     source_used, target_used = draw.present(B, S), draw.present(B, R)
     source_used[:, 0] = target_used[:, 0] = True            # someone to read, for everybody
     u_source, u_target = draw.uniform(2, B, S), draw.uniform(2, B, R)
-
-    memory, encoded = stack(params, "encoder", "source_embedding", source, u_source, source_used,
-                            n_groups)
-    y, decoded = stack(params, "decoder", "target_embedding", target, u_target, target_used,
-                       n_groups, memory, source_used)
-    logits = y @ params["w_logits"]
-    outputs = encoded + decoded
-    aux_loss = sum(loss for _, loss in outputs) / len(outputs)
     cotangent = draw.normal(B, R, V) * target_used[..., None]
-    save(f"gshard_2020/transformer/{case}", source=TRANSFORMER, seed=seed, param=params,
-         set={"n_groups": n_groups}, out={
-             **{f"routings.{i}.{name}": out[name] for i, (out, _) in enumerate(outputs)
-                for name in ("expert", "slot", "keep", "gate")},
-             "logits": logits, "aux_loss": aux_loss,
-             **gradients({"logits": (logits * cotangent).sum(), "aux_loss": aux_loss}, params)},
-         **{"in": {"source": source, "target": target, "source_used": source_used,
-                   "target_used": target_used, "draws.encoder": u_source,
-                   "draws.decoder": u_target, "cotangent": cotangent}})
+    record("transformer", case, seed, TRANSFORMER,
+           {"source": source, "target": target, "source_used": source_used,
+            "target_used": target_used, "draws.encoder": u_source, "draws.decoder": u_target,
+            "cotangent": cotangent}, params, {"n_groups": n_groups})
+
+
+DERIVATIONS = {"layer": layer, "layer_padded": layer, "fairscale": fairscale,
+               "deepspeed": deepspeed, "mesh": mesh, "mesh_padded": mesh, "mesh_all": mesh,
+               **{kind: nllb(kind) for kind in NLLB}, "nllb_loss": nllb_loss,
+               "transformer": transformer}
+PACKAGES = {"fairscale": "fairscale", "deepspeed": "deepspeed",
+            **dict.fromkeys(("mesh", "mesh_padded", "mesh_all"), "mixture-of-experts"),
+            **dict.fromkeys((*NLLB, "nllb_loss"), "transformers")}
 
 
 if __name__ == "__main__":
@@ -536,13 +630,9 @@ if __name__ == "__main__":
     record_layer("one_token", seed=8, G=1, S=1, E=2, **small)
     record_layer("padded", seed=9, G=3, S=6, E=3, capacity=2, padded=True, **small)
 
-    with tempfile.NamedTemporaryFile() as file:
-        torch.distributed.init_process_group("gloo", init_method=f"file://{file.name}", rank=0,
-                                             world_size=1)
-        record_fairscale("roomy", seed=10, S=8, E=4, **small)
-        record_fairscale("overflowing", seed=11, S=12, E=4, change=all_to_one, **small)
-        record_fairscale("starved", seed=12, S=9, E=3, change=starved, **small)
-        torch.distributed.destroy_process_group()
+    record_fairscale("roomy", seed=10, S=8, E=4, **small)
+    record_fairscale("overflowing", seed=11, S=12, E=4, change=all_to_one, **small)
+    record_fairscale("starved", seed=12, S=9, E=3, change=starved, **small)
     record_deepspeed("roomy", seed=13, S=8, E=4, capacity_factor=2.0, min_capacity=4)
     record_deepspeed("overflowing", seed=14, S=12, E=4, capacity_factor=0.5, min_capacity=2)
     record_deepspeed("rounded_up", seed=15, S=9, E=4, capacity_factor=1.0, min_capacity=0)
@@ -553,16 +643,14 @@ if __name__ == "__main__":
                 moe_eval_capacity_token_fraction=0.25, **small)
     record_nllb("nllb", "all_to_one", seed=19, T=8, E=4, capacity=4, change=all_to_one, **small)
     record_nllb("nllb_padded", "padded", seed=20, T=12, E=4, capacity=3, padded=True, **small)
-    record_nllb("nllb_prioritized", "prioritized", seed=21, T=12, E=4, capacity=3,
-                batch_prioritized_routing=True, **small)
-    record_nllb("nllb_random", "random", seed=22, T=12, E=4, capacity=3,
-                second_expert_policy="random", **small)
+    record_nllb("nllb_prioritized", "prioritized", seed=21, T=12, E=4, capacity=3, **small)
+    record_nllb("nllb_random", "random", seed=22, T=12, E=4, capacity=3, **small)
     record_nllb("nllb_normalized_before", "overflowing", seed=23, T=12, E=4, capacity=3,
-                normalize_router_prob_before_dropping=True, **small)
+                **small)
     record_nllb("nllb_normalized_before", "evaluation", seed=24, T=8, E=3, evaluate=True,
-                normalize_router_prob_before_dropping=True, **small)
-    record_nllb("nllb_random_normalized_before", "random", seed=25, T=12, E=4, capacity=3,
-                second_expert_policy="random", normalize_router_prob_before_dropping=True, **small)
+                **small)
+    record_nllb("nllb_random_normalized_before", "random", seed=25, T=12, E=4,
+                capacity=3, **small)
 
     record_nllb_loss("two_layers", seed=28, L=2, T=12, D=4, E=4, capacity=3)
     record_nllb_loss("four_layers", seed=34, L=4, T=10, D=4, E=3, capacity=5)
