@@ -8,7 +8,7 @@ import itertools
 import pytest
 
 from minimoe import oracle
-from minimoe.oracle import diagnosis, index, tolerances
+from minimoe.oracle import diagnosis, index, tolerances, variants
 from minimoe.oracle.kinds import kinds
 from minimoe.oracle.known_bugs import KNOWN_BUGS
 from minimoe.oracle.trace import of_variant
@@ -169,6 +169,20 @@ def catches(bug, case):
     except Exception:      # where sizes do not suit it
         return False
     return differ(found, right(case.id)) and not oracle.compare(case, found).ok
+
+
+def test_what_changes_nothing_or_cannot_be_computed_catches_no_case():
+    """So that the test above can fail."""
+    def harmless(paper):
+        return lambda *given: paper.load_balancing_loss(*given)
+
+    def broken(paper):
+        raise ValueError
+
+    for stand_in in (harmless, broken):
+        nothing, = variants.bug("X", "", "a/b#1", variants.form(
+            "switch_2021/layer", load_balancing_loss=stand_in))
+        assert not catches(nothing, oracle.case("switch_2021/overflowing"))
 
 
 @functools.cache
