@@ -80,7 +80,7 @@ def its_capacity(case):
 def checks():
     return [
         Check("fairscale", "MOELayer with Top2Gate", "gshard_2020", {"fairscale": as_recorded},
-              dtype="float64"),
+              dtype="float64", gradients=True),
         Check("fairscale", "MOELayer with Top2Gate, no noise", "gshard_2020", {"layer": as_gshard},
               (Reading("keep", GATE, "there is no draw that a second choice must pass: each is "
                        "dispatched if there is room",

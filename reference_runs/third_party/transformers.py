@@ -24,32 +24,51 @@ SWITCH, NLLB, MIXTRAL = (f"{name}.py" for name in (
 
 def switch_layer(case):
     """SwitchTransformersSparseMLP, and the model's two losses of its router's logits."""
-    (D, E), H = case.w_router.shape, case.w_in.shape[-1]
-    x = case.x.reshape(case.n_groups, -1, D)
-    layer = switch.SwitchTransformersSparseMLP(SwitchTransformersConfig(
-        d_model=D, d_ff=H, num_experts=E, expert_capacity=case.capacity)).eval()
-    weights = {"router.classifier.weight": case.w_router.T}
-    for e in range(E):
-        weights[f"experts.expert_{e}.wi.weight"] = case.w_in[e].T
-        weights[f"experts.expert_{e}.wo.weight"] = case.w_out[e].T
-    logits, routed = returned(layer.router.classifier), returned(layer.router)
-    with calls(torch.nn.functional, "one_hot") as chosen, calls(torch, "cumsum") as counts:
-        y = torch.func.functional_call(layer, weights, x)
-    y, index = (y[0], y[1][1]) if isinstance(y, tuple) else (y, None)
-    gate, mask = (routed[0][i] for i in ((0, 1) if VERSION == (5, 0) else (1, 0)))
-    T, logits = len(case.x), logits[0]
-    expert, places = chosen[0][0].reshape(T, 1), counts[0][1].reshape(T, E) - 1
-    found = {"logits": logits.reshape(T, E), "expert_index": expert,
-             "position_in_expert": places.gather(1, expert),
-             "keep": mask.reshape(T, E).bool().any(dim=-1, keepdim=True),
-             "gate": gate.reshape(T, 1), "y": y.reshape(T, D)}
+    found, by_sequence, index = routed(case, case.n_groups)
     if VERSION == (5, 0):        # its model has no losses: asked for router logits, it fails
         return found
-    by_sequence = logits.reshape(x.shape[0], -1, E)
     if index is None:            # SwitchTransformersForConditionalGeneration._unpack_router_logits
         index = by_sequence.argmax(dim=-1)
     return {**found, "z_loss": switch.router_z_loss_func(by_sequence),
             "aux_loss": switch.load_balancing_loss_func(torch.softmax(by_sequence, dim=-1), index)}
+
+
+def switch_jitter(case):
+    """The same in training, with the draws of the case in place of its own."""
+    def uniform(like, low, high, **settings):
+        initialising = like.shape != (1, *case.u.shape)        # weights that are not used
+        return like if initialising else like.copy_(low + (high - low) * case.u[None])
+
+    with mock.patch.object(torch.Tensor, "uniform_", uniform):
+        found = routed(case, 1, router_jitter_noise=case.eps, dropout_rate=0.0)[0]
+    return {f"jitter.{name}": value for name, value in found.items()}
+
+
+def routed(case, n_groups, **settings):
+    """What the layer computes, its logits by sequence, and the experts that it says were chosen.
+
+    In training where there are ``settings``. It is given a copy, as it may write into its input.
+    """
+    (D, E), H = case.w_router.shape, case.w_in.shape[-1]
+    x = case.x.reshape(n_groups, -1, D).clone()
+    layer = switch.SwitchTransformersSparseMLP(SwitchTransformersConfig(
+        d_model=D, d_ff=H, num_experts=E, expert_capacity=case.capacity, **settings)).train(
+            bool(settings))
+    weights = {"router.classifier.weight": case.w_router.T}
+    for e in range(E):
+        weights[f"experts.expert_{e}.wi.weight"] = case.w_in[e].T
+        weights[f"experts.expert_{e}.wo.weight"] = case.w_out[e].T
+    logits, routing = returned(layer.router.classifier), returned(layer.router)
+    with calls(torch.nn.functional, "one_hot") as chosen, calls(torch, "cumsum") as counts:
+        y = torch.func.functional_call(layer, weights, x)
+    y, index = (y[0], y[1][1]) if isinstance(y, tuple) else (y, None)
+    gate, mask = (routing[0][i] for i in ((0, 1) if VERSION == (5, 0) else (1, 0)))
+    T, logits = len(case.x), logits[0].reshape(n_groups, -1, E)
+    expert, places = chosen[0][0].reshape(T, 1), counts[0][1].reshape(T, E) - 1
+    return {"logits": logits.reshape(T, E), "expert_index": expert,
+            "position_in_expert": places.gather(1, expert),
+            "keep": mask.reshape(T, E).bool().any(dim=-1, keepdim=True),
+            "gate": gate.reshape(T, 1), "y": y.reshape(T, D)}, logits, index
 
 
 def one_choice(case):
@@ -156,6 +175,14 @@ def of_padded_switch(*more):
                  lambda case: case.settings["k"] == 1 and "padding" in case.tags)
 
 
+def of_jitter(*more):
+    return Check("transformers", "SwitchTransformersSparseMLP, router_jitter_noise",
+                 "switch_2021", {"exploration": switch_jitter}, (
+                     Reading("jitter.y", ROUTER, "the jitter is multiplied into the router's "
+                             "input in place, and float32 is not copied: the experts get it, too",
+                             "R4"), *more))
+
+
 AFTER_CAPACITY = Reading(
     "aux_loss", LAYER, "the expert that is counted is the argmax of the mask after capacity, 0 for "
     "a token that was dropped", "f counts after capacity, the dropped for expert 0, as in "
@@ -169,13 +196,14 @@ SWITCH_CHECKS = {
                     "it was reshaped: tokens of an expert that is left out come back as their "
                     "gate times themselves"),
             AFTER_CAPACITY),
-        of_padded_switch(AFTER_CAPACITY._replace(name=""))],
+        of_padded_switch(AFTER_CAPACITY._replace(name="")),
+        of_jitter(Reading("jitter.y", LAYER, "that, and a dropped token that is not zero"))],
     (5, 0): [
         of_switch(Reading(
             "position_in_expert", ROUTER, "tokens come as one row each, so the running sum is "
             "along an axis of length 1: everybody is the first in its queue, and no token is ever "
             "dropped", "R1"))],
-    (5, 24): [of_switch(), of_padded_switch()],
+    (5, 24): [of_switch(), of_padded_switch(), of_jitter()],
 }
 
 NLLB_KINDS = {
