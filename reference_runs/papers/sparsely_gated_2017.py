@@ -5,9 +5,12 @@
 Written from the paper, row by row and expert by expert. Normal probabilities are those of
 torch.distributions, the LSTMs torch.nn.LSTM, gradients torch.autograd's; of equal logits a stable
 torch.sort takes the lower index first. The layer as davidmrau/mixture-of-experts has it, which is
-no package, is written from its moe.py at commit f662999. Nothing overflows: there is no capacity.
+no package, is written from its moe.py at commit f662999; Tensor2Tensor's, which
+sparsely_gated_2017_tensor2tensor records by its own code, is derived here from expert_utils.py.
+Nothing overflows: there is no capacity.
 """
 import math
+from functools import partial
 
 import torch
 from torch.distributions import Normal
@@ -52,11 +55,12 @@ def probability(clean, std, threshold):
     return STANDARD.cdf((clean - threshold) / std)
 
 
-def gating(x, w_gate, w_noise, epsilon, k):
-    """(3)-(5) and (9) for one row: x [D], epsilon [E]."""
+def gating(x, w_gate, w_noise, epsilon, k, floor=0.0):
+    """(3)-(5) and (9) for one row: x [D], epsilon [E]. ``floor`` is added to the noise's deviation.
+    """
     E = w_gate.shape[1]
     clean = torch.stack([x @ w_gate[:, i] for i in range(E)])
-    std = torch.stack([softplus(x @ w_noise[:, i]) for i in range(E)])
+    std = torch.stack([softplus(x @ w_noise[:, i]) + floor for i in range(E)])
     noise = torch.stack([epsilon[i] * std[i] for i in range(E)])
     noisy = torch.stack([clean[i] + noise[i] for i in range(E)])                     # (4)
     chosen = ranked(noisy)[:k]
@@ -110,14 +114,21 @@ def mixed(x, gates, experts):
             "y": sum(gate * output for gate, (_, output) in zip(gates, made))}
 
 
-def together(rows):
+def together(rows, *of_a_row):
+    """Each thing of all rows; of none, as ``of_a_row`` says, names and widths."""
+    if not rows:
+        return {name: torch.zeros(0, *widths, dtype=torch.int64 if name == "expert" else None)
+                for names, widths in of_a_row for name in names.split()}
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 # -- All rows ------------------------------------------------------------------------------------
 
 def cv_squared(v):
+    """Of nothing but zeros, 0."""
     v = v.reshape(-1)
+    if not v.any():
+        return 0 * v.sum()
     return ((v - v.mean()) ** 2).mean() / v.mean() ** 2
 
 
@@ -127,20 +138,28 @@ def cv_squared_davidmrau(v):
     return v.var() / (v.mean() ** 2 + 1e-10)
 
 
+def cv_squared_tensor2tensor(v):
+    n = len(v) + 1e-10
+    mean = v.sum() / n
+    return ((v - mean) ** 2).sum() / n / (mean ** 2 + 1e-10)
+
+
 def column_sums(rows, E):
-    return torch.stack([sum(row[i] for row in rows) for i in range(E)])
+    return torch.stack([sum((row[i] for row in rows), torch.tensor(0.0)) for i in range(E)])
 
 
 def flat_layer(x, epsilon, w_gate, w_noise, w_in, w_out, k, gating=gating):
     """(1), (6) and (10)."""
-    E = w_gate.shape[1]
+    E, D, H = w_in.shape
     rows = [gating(x[t], w_gate, w_noise, epsilon[t], k) for t in range(len(x))]
-    out = together(rows)
+    out = together(rows, ("clean std noise noisy", [E]), ("expert margin", [k]), ("gate p", [E]))
     counts = [sum(i in row["expert"].tolist() for row in rows) for i in range(E)]
     made = [mixed(x[t], row["gate"][row["expert"]],
                   [(w_in[i], w_out[i]) for i in row["expert"].tolist()])
             for t, row in enumerate(rows)]
-    return {**out, "load_hard": torch.tensor(counts), **together(made),
+    return {**out, "load_hard": torch.tensor(counts),
+            **together(made, ("expert_inputs expert_outputs", [k, D]), ("hidden", [k, H]),
+                       ("y", [D])),
             "importance": column_sums(out["gate"], E), "load": column_sums(out["p"], E)}
 
 
@@ -164,6 +183,17 @@ def with_losses(out, cotangent, leaves, cv_squared=cv_squared):
             **gradients({"y": (out["y"] * cotangent).sum(), **losses}, leaves)}
 
 
+def tracked(**leaves):
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    return leaves
+
+
+def record(kind, case, seed, source, **groups):
+    out = DERIVATIONS[kind](groups["in"], groups["param"], groups.get("set", {}))
+    save(f"sparsely_gated_2017/{kind}/{case}", source=source, seed=seed, **groups, out=out)
+
+
 class Draw:
     """Standard normal arrays of one case, in order; those that are leaves are kept by name."""
 
@@ -178,10 +208,6 @@ class Draw:
         self.leaves[name] = scale * self(*shape)
         return self.leaves[name]
 
-    def track(self):
-        for leaf in self.leaves.values():
-            leaf.requires_grad_()
-
     def params(self, *but):
         return {name: leaf for name, leaf in self.leaves.items() if name not in but}
 
@@ -192,42 +218,63 @@ def flat_draws(draw, T, D, E, H):
             draw.leaf("w_in", E, D, H), draw.leaf("w_out", E, H, D), draw(T, E), draw(T, D))
 
 
-def flat(kind, case, seed, T, D, E, H, k, gating=gating, cv_squared=cv_squared, arrange=None,
-         what="Eqs. (1)-(11)", operators=OPERATORS):
-    """A run of the flat layer. ``arrange`` changes what was drawn, in place."""
+EXPERTS = ("gate.w_gate", "gate.w_noise", "w_in", "w_out")
+
+
+def layer(inputs, params, settings, gating=gating, cv_squared=cv_squared):
+    leaves = tracked(x=inputs["x"], **params)
+    out = flat_layer(inputs["x"], inputs["epsilon"], *(params[name] for name in EXPERTS),
+                     settings["k"], gating)
+    return with_losses(out, inputs["cotangent"], leaves, cv_squared)
+
+
+def layer_davidmrau(inputs, params, settings):
+    return layer(inputs, params, settings, gating_davidmrau, cv_squared_davidmrau)
+
+
+def layer_tensor2tensor(inputs, params, settings):
+    """As far as its code has names for it."""
+    out = layer(inputs, params, settings, partial(gating, floor=1e-2), cv_squared_tensor2tensor)
+    unnamed = ("noise", "margin", "expert_inputs", "hidden", "expert_outputs")
+    return {name: value for name, value in out.items() if name not in unnamed}
+
+
+def record_layer(case, seed, T, D, E, H, k, kind="layer", arrange=None, what="Eqs. (1)-(11)",
+                 operators=OPERATORS):
+    """``arrange`` changes what was drawn, in place."""
     draw = Draw(seed)
     x, w_gate, w_noise, w_in, w_out, epsilon, cotangent = flat_draws(draw, T, D, E, H)
     if arrange is not None:
         arrange(x, w_gate, w_noise, epsilon)
-    draw.track()
-    out = with_losses(flat_layer(x, epsilon, w_gate, w_noise, w_in, w_out, k, gating), cotangent,
-                      draw.leaves, cv_squared)
-    save(f"sparsely_gated_2017/{kind}/{case}", source=source(what, **operators), seed=seed,
-         **{"in": {"x": x, "epsilon": epsilon, "cotangent": cotangent}}, set={"k": k},
-         param=draw.params("x"), out=out)
+    record(kind, case, seed, source(what, **operators),
+           **{"in": {"x": x, "epsilon": epsilon, "cotangent": cotangent}}, set={"k": k},
+           param=draw.params("x"))
 
 
-def davidmrau(case, seed, **shapes):
-    flat("layer_davidmrau", case, seed, gating=gating_davidmrau, cv_squared=cv_squared_davidmrau,
-         what="as davidmrau/mixture-of-experts, f662999, has it", **shapes)
+def record_davidmrau(case, seed, **shapes):
+    record_layer(case, seed, kind="layer_davidmrau",
+                 what="as davidmrau/mixture-of-experts, f662999, has it", **shapes)
 
 
-def padded(case, seed, present, D, E, H, k):
+def layer_padded(inputs, params, settings):
     """The flat layer given only the rows that are there."""
-    draw, T = Draw(seed), len(present)
-    x, w_gate, w_noise, w_in, w_out, epsilon, cotangent = flat_draws(draw, T, D, E, H)
-    draw.track()
-    there = [t for t in range(T) if present[t]]
-    out = flat_layer(torch.stack([x[t] for t in there]), torch.stack([epsilon[t] for t in there]),
-                     w_gate, w_noise, w_in, w_out, k)
+    x, epsilon, leaves = inputs["x"], inputs["epsilon"], tracked(x=inputs["x"], **params)
+    T, D = x.shape
+    there = [t for t in range(T) if inputs["present"][t]]
+    out = flat_layer(x[there], epsilon[there], *(params[name] for name in EXPERTS), settings["k"])
     del out["load_hard"]
     rows = dict(zip(there, out["y"]))
     out["y"] = torch.stack([rows.get(t, torch.zeros(D)) for t in range(T)])
-    save(f"sparsely_gated_2017/layer_padded/{case}", seed=seed,
-         source=source("Eqs. (1)-(11)", **OPERATORS), param=draw.params("x"), set={"k": k},
-         **{"in": {"x": x, "epsilon": epsilon, "cotangent": cotangent,
-                   "present": torch.tensor(present)}},
-         out=with_losses(out, cotangent, draw.leaves))
+    return with_losses(out, inputs["cotangent"], leaves)
+
+
+def record_padded(case, seed, present, D, E, H, k):
+    draw = Draw(seed)
+    x, _, _, _, _, epsilon, cotangent = flat_draws(draw, len(present), D, E, H)
+    record("layer_padded", case, seed, source("Eqs. (1)-(11)", **OPERATORS),
+           param=draw.params("x"), set={"k": k},
+           **{"in": {"x": x, "epsilon": epsilon, "cotangent": cotangent,
+                     "present": torch.tensor(present)}})
 
 
 # What makes a case: the first input is 1 in every row where a weight is to be a bias.
@@ -261,18 +308,12 @@ def zero_start(x, w_gate, w_noise, epsilon):
 
 # -- Two levels, Appendix B ----------------------------------------------------------------------
 
-def hierarchical(case, seed, T, D, A, B, H, k1, k2, arrange=None):
-    draw = Draw(seed)
-    x = draw.leaf("x", T, D)
-    primary = draw.leaf("primary.w_gate", D, A), draw.leaf("primary.w_noise", D, A)
-    secondary = draw.leaf("secondary.w_gate", A, D, B), draw.leaf("secondary.w_noise", A, D, B)
-    w_in, w_out = draw.leaf("w_in", A, B, D, H), draw.leaf("w_out", A, B, H, D)
-    inputs = {"x": x, "epsilon_primary": draw(T, A), "epsilon_secondary": draw(T, k1, B),
-              "cotangent": draw(T, D)}
-    if arrange is not None:
-        arrange(x, primary[0], inputs)
-    draw.track()
-
+def hierarchical(inputs, params, settings):
+    x, leaves = inputs["x"], tracked(x=inputs["x"], **params)
+    primary, secondary = ([params[f"{level}.{name}"] for name in ("w_gate", "w_noise")]
+                          for level in ("primary", "secondary"))
+    w_in, w_out, k1, k2 = params["w_in"], params["w_out"], settings["k1"], settings["k2"]
+    T, (A, B, _, _) = len(x), w_in.shape
     first = [gating(x[t], *primary, inputs["epsilon_primary"][t], k1) for t in range(T)]
     second = {}      # by group and row, in this order
     for i in range(A):
@@ -308,9 +349,23 @@ def hierarchical(case, seed, T, D, A, B, H, k1, k2, arrange=None):
            "expert": torch.stack(expert), "gate": torch.stack(gate), **together(made),
            "importance": torch.stack(importance).reshape(A, B),
            "load": torch.stack(load).reshape(A, B)}
-    save(f"sparsely_gated_2017/hierarchical/{case}", seed=seed,
-         source=source("Eqs. (12)-(14)", **OPERATORS), **{"in": inputs}, param=draw.params("x"),
-         set={"k1": k1, "k2": k2}, out=with_losses(out, inputs["cotangent"], draw.leaves))
+    return with_losses(out, inputs["cotangent"], leaves)
+
+
+def record_hierarchical(case, seed, T, D, A, B, H, k1, k2, arrange=None):
+    draw = Draw(seed)
+    x, w_gate = draw.leaf("x", T, D), draw.leaf("primary.w_gate", D, A)
+    draw.leaf("primary.w_noise", D, A)
+    draw.leaf("secondary.w_gate", A, D, B)
+    draw.leaf("secondary.w_noise", A, D, B)
+    draw.leaf("w_in", A, B, D, H)
+    draw.leaf("w_out", A, B, H, D)
+    inputs = {"x": x, "epsilon_primary": draw(T, A), "epsilon_secondary": draw(T, k1, B),
+              "cotangent": draw(T, D)}
+    if arrange is not None:
+        arrange(x, w_gate, inputs)
+    record("hierarchical", case, seed, source("Eqs. (12)-(14)", **OPERATORS), **{"in": inputs},
+           param=draw.params("x"), set={"k1": k1, "k2": k2})
 
 
 def group_starved(x, w_gate, inputs):
@@ -336,63 +391,65 @@ def as_torch_lstm(w_in, w_hidden, b):
     return lambda x: torch.func.functional_call(lstm, weights, (x,))[0]
 
 
-def language_model(case, seed, S, B, V, D, E, H, k, drop_prob):
-    draw = Draw(seed)
-    table = draw.leaf("embedding.table", V, D)
-    below, above = ([draw.leaf(f"lstm_{place}.{name}", *shape, scale=0.5) for name, shape in
-                     [("w_in", (D, 4 * D)), ("w_hidden", (D, 4 * D)), ("b", (4 * D,))]]
+def language_model(inputs, params, settings):
+    words, targets, leaves = inputs["words"], inputs["targets"], tracked(**params)
+    (S, B), V = words.shape, params["w_softmax"].shape[1]
+    below, above = ([params[f"lstm_{place}.{name}"] for name in ("w_in", "w_hidden", "b")]
                     for place in ("below", "above"))
-    moe = {name: draw.leaf(f"moe.{name}", *shape) for name, shape in
-           [("gate.w_gate", (D, E)), ("gate.w_noise", (D, E)), ("w_in", (E, D, H)),
-            ("w_out", (E, H, D))]}
-    w_softmax = draw.leaf("w_softmax", D, V)
-    epsilon = draw(S * B, E)
-    words, targets = torch.from_numpy(draw.rng.integers(0, V, (2, S, B)))
-    keep = {name: torch.from_numpy(draw.rng.random((S, B, D)) >= drop_prob)
-            for name in ("embedding", "lstm_below", "moe", "lstm_above")}
-    draw.track()
 
     def dropout(y, name):
-        return y * keep[name] / (1 - drop_prob)
+        return y * inputs[f"keep.{name}"] / (1 - settings["drop_prob"])
 
-    state = {"embedding": dropout(table[words], "embedding")}
+    state = {"embedding": dropout(params["embedding.table"][words], "embedding")}
     state["lstm_below"] = state["embedding"] + dropout(
         as_torch_lstm(*below)(state["embedding"]), "lstm_below")
     rows = torch.stack([state["lstm_below"][s, b] for s in range(S) for b in range(B)])
-    layer = flat_layer(rows, epsilon, *moe.values(), k)
+    layer = flat_layer(rows, inputs["epsilon"], *(params[f"moe.{name}"] for name in EXPERTS),
+                       settings["k"])
     y = torch.stack([torch.stack([layer["y"][s * B + b] for b in range(B)]) for s in range(S)])
     state["moe"] = state["lstm_below"] + dropout(torch.sigmoid(y), "moe")
     state["lstm_above"] = state["moe"] + dropout(
         as_torch_lstm(*above)(state["moe"]), "lstm_above")
-    logits = state["lstm_above"] @ w_softmax
+    logits = state["lstm_above"] @ params["w_softmax"]
     errors = cross_entropy(logits.reshape(S * B, V), targets.reshape(-1), reduction="none")
     loss = errors.mean() + cv_squared(layer["importance"]) + cv_squared(layer["load"])
-    flows = torch.autograd.grad(loss, list(draw.leaves.values()))
+    flows = torch.autograd.grad(loss, list(leaves.values()))
     chosen = [layer["gate"][t, layer["expert"][t]] for t in range(S * B)]
-    save(f"sparsely_gated_2017/language_model/{case}", seed=seed, param=draw.leaves,
-         source=source("Appendix C.1", lstm="torch.nn.LSTM", **OPERATORS),
-         set={"k": k, "drop_prob": drop_prob},
-         **{"in": {"words": words, "targets": targets, "epsilon": epsilon,
-                   **{f"keep.{name}": kept for name, kept in keep.items()}}},
-         out={**{f"state.{name}": value for name, value in state.items()},
-              "expert": layer["expert"], "gate": torch.stack(chosen),
-              "importance": layer["importance"], "load": layer["load"], "logits": logits,
-              "cross_entropy": errors.reshape(S, B), "loss": loss,
-              **{f"grad.{name}": flow for name, flow in zip(draw.leaves, flows)}})
+    return {**{f"state.{name}": value for name, value in state.items()},
+            "expert": layer["expert"], "gate": torch.stack(chosen),
+            "importance": layer["importance"], "load": layer["load"], "logits": logits,
+            "cross_entropy": errors.reshape(S, B), "loss": loss,
+            **{f"grad.{name}": flow for name, flow in zip(leaves, flows)}}
+
+
+def record_language_model(case, seed, S, B, V, D, E, H, k, drop_prob):
+    draw = Draw(seed)
+    draw.leaf("embedding.table", V, D)
+    for place in ("below", "above"):
+        for name, shape in ("w_in", (D, 4 * D)), ("w_hidden", (D, 4 * D)), ("b", (4 * D,)):
+            draw.leaf(f"lstm_{place}.{name}", *shape, scale=0.5)
+    for name, shape in zip(EXPERTS, ((D, E), (D, E), (E, D, H), (E, H, D))):
+        draw.leaf(f"moe.{name}", *shape)
+    draw.leaf("w_softmax", D, V)
+    epsilon = draw(S * B, E)
+    words, targets = torch.from_numpy(draw.rng.integers(0, V, (2, S, B)))
+    keep = {f"keep.{name}": torch.from_numpy(draw.rng.random((S, B, D)) >= drop_prob)
+            for name in ("embedding", "lstm_below", "moe", "lstm_above")}
+    record("language_model", case, seed,
+           source("Appendix C.1", lstm="torch.nn.LSTM", **OPERATORS), param=draw.leaves,
+           set={"k": k, "drop_prob": drop_prob},
+           **{"in": {"words": words, "targets": targets, "epsilon": epsilon, **keep}})
 
 
 # -- Adam in little memory, Appendix D -----------------------------------------------------------
 
-def factored_adam(case, seed, N, E, D, H, learning_rate, beta2, epsilon, unused=None):
-    """Number by number. Expert ``unused`` has gradients of 0 for the first half of the updates."""
-    draw = Draw(seed)
-    w, b = draw.leaf("w", E, D, H), draw.leaf("b", H)
-    flow_w = draw(N, E, D, H) * 10 ** draw(N, E, D, H)
-    flow_b = draw(N, H)
-    if unused is not None:
-        flow_w[:N // 2, unused] = 0
-
-    w, b = w.clone(), b.clone()
+def factored_adam(inputs, params, settings):
+    """Number by number."""
+    flow_w, flow_b = inputs["gradients.w"], inputs["gradients.b"]
+    learning_rate, beta2, epsilon = (settings[name] for name in (
+        "learning_rate", "beta2", "epsilon"))
+    N, E, D, H = flow_w.shape
+    w, b = params["w"].clone(), params["b"].clone()
     rows, columns = torch.zeros(E, D, 1), torch.zeros(E, 1, H)
     of_b = [0.0] * H
     steps = []
@@ -418,25 +475,30 @@ def factored_adam(case, seed, N, E, D, H, learning_rate, beta2, epsilon, unused=
             b[j] -= learning_rate * flow_b[t, j] / (math.sqrt(of_b[j] / correction) + epsilon)
         steps.append({"rows": rows.clone(), "columns": columns.clone(),
                       "second_moment": second_moment, "w": w.clone(), "b": b.clone()})
-    save(f"sparsely_gated_2017/factored_adam/{case}", source=source("Appendix D"), seed=seed,
-         **{"in": {"gradients.w": flow_w, "gradients.b": flow_b}}, param=draw.leaves,
-         set={"learning_rate": learning_rate, "beta2": beta2, "epsilon": epsilon},
-         out={name: torch.stack([step[name] for step in steps]) for name in steps[0]})
+    return {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
+
+
+def record_factored_adam(case, seed, N, E, D, H, learning_rate, beta2, epsilon, unused=None):
+    """Expert ``unused`` has gradients of 0 for the first half of the updates."""
+    draw = Draw(seed)
+    draw.leaf("w", E, D, H)
+    draw.leaf("b", H)
+    flow_w = draw(N, E, D, H) * 10 ** draw(N, E, D, H)
+    flow_b = draw(N, H)
+    if unused is not None:
+        flow_w[:N // 2, unused] = 0
+    record("factored_adam", case, seed, source("Appendix D"),
+           **{"in": {"gradients.w": flow_w, "gradients.b": flow_b}}, param=draw.leaves,
+           set={"learning_rate": learning_rate, "beta2": beta2, "epsilon": epsilon})
 
 
 # -- Strictly balanced gating, Appendix F --------------------------------------------------------
 
-def strictly_balanced(case, seed, T, D, E, H, k, arrange=None):
-    draw = Draw(seed)
-    x, w_gate = draw.leaf("x", T, D), draw.leaf("w_gate", D, E)
-    threshold = draw.leaf("threshold", E)
-    threshold[:] = 1 / E + 0.05 * threshold
-    w_in, w_out = draw.leaf("w_in", E, D, H), draw.leaf("w_out", E, H, D)
-    cotangent = draw(T, D)
-    if arrange is not None:
-        arrange(x, w_gate, threshold)
-    draw.track()
-
+def strictly_balanced(inputs, params, settings):
+    x, cotangent, k = inputs["x"], inputs["cotangent"], settings["k"]
+    w_gate, threshold, w_in, w_out = (params[name] for name in (
+        "w_gate", "threshold", "w_in", "w_out"))
+    (T, D), E, leaves = x.shape, len(threshold), tracked(x=x, **params)
     probs = torch.stack([torch.softmax(x[t] @ w_gate, dim=0) for t in range(T)])     # (15)
     m = max(k * T // E, 1)
     mask = torch.zeros(T, E, dtype=torch.bool)
@@ -465,15 +527,25 @@ def strictly_balanced(case, seed, T, D, E, H, k, arrange=None):
                          * (constant[t, i] - threshold[i])
                          for t in range(T) for i in range(E))                        # (20)
     losses = {"importance_loss": cv_squared(importance), "threshold_loss": threshold_loss}
-    save(f"sparsely_gated_2017/strictly_balanced/{case}", seed=seed, param=draw.params("x"),
-         source=source("Eqs. (15)-(20)"), set={"k": k},
-         **{"in": {"x": x, "cotangent": cotangent}},
-         out={"probs": probs, "mask": mask, "gate": gate, "threshold_mask": threshold_mask,
-              "threshold_gate": threshold_gate, "importance": importance, "y": y,
-              "y_inferred": y_inferred, **losses,
-              **gradients({"y": (y * cotangent).sum(),
-                           "y_inferred": (y_inferred * cotangent).sum(), **losses},
-                          draw.leaves)})
+    return {"probs": probs, "mask": mask, "gate": gate, "threshold_mask": threshold_mask,
+            "threshold_gate": threshold_gate, "importance": importance, "y": y,
+            "y_inferred": y_inferred, **losses,
+            **gradients({"y": (y * cotangent).sum(),
+                         "y_inferred": (y_inferred * cotangent).sum(), **losses}, leaves)}
+
+
+def record_strictly_balanced(case, seed, T, D, E, H, k, arrange=None):
+    draw = Draw(seed)
+    x, w_gate = draw.leaf("x", T, D), draw.leaf("w_gate", D, E)
+    threshold = draw.leaf("threshold", E)
+    threshold[:] = 1 / E + 0.05 * threshold
+    draw.leaf("w_in", E, D, H)
+    draw.leaf("w_out", E, H, D)
+    cotangent = draw(T, D)
+    if arrange is not None:
+        arrange(x, w_gate, threshold)
+    record("strictly_balanced", case, seed, source("Eqs. (15)-(20)"), param=draw.params("x"),
+           set={"k": k}, **{"in": {"x": x, "cotangent": cotangent}})
 
 
 def equal_rows(x, w_gate, threshold):
@@ -491,12 +563,11 @@ def left_out(x, w_gate, threshold):
 
 # -- Attention, Appendix G -----------------------------------------------------------------------
 
-def attention(case, seed, S, R, D, H):
-    draw = Draw(seed)
-    source_rows, target = draw.leaf("source", S, D), draw.leaf("target", R, D)
-    u, w, v = draw.leaf("u", D, H), draw.leaf("w", D, H), draw.leaf("v", H)
-    cotangent = draw(S, R)
-    draw.track()
+def attention(inputs, params, settings):
+    source_rows, target, cotangent = (inputs[name] for name in ("source", "target", "cotangent"))
+    u, w, v = (params[name] for name in ("u", "w", "v"))
+    (S, _), (R, _), H = source_rows.shape, target.shape, len(v)
+    leaves = tracked(source=source_rows, target=target, **params)
 
     def scores(joined):
         return torch.stack([torch.stack([
@@ -505,50 +576,66 @@ def attention(case, seed, S, R, D, H):
 
     out = {"gnmt": scores(lambda a, b: torch.tanh(a + b)),                           # (21)
            "product": scores(lambda a, b: torch.tanh(a) * torch.tanh(b))}            # (22)
-    save(f"sparsely_gated_2017/attention/{case}", source=source("Eqs. (21), (22)"), seed=seed,
-         **{"in": {"source": source_rows, "target": target, "cotangent": cotangent}},
-         param=draw.params("source", "target"),
-         out={**out, **gradients({name: (a * cotangent).sum() for name, a in out.items()},
-                                 draw.leaves)})
+    return {**out, **gradients({name: (a * cotangent).sum() for name, a in out.items()}, leaves)}
+
+
+def record_attention(case, seed, S, R, D, H):
+    draw = Draw(seed)
+    source_rows, target = draw.leaf("source", S, D), draw.leaf("target", R, D)
+    draw.leaf("u", D, H)
+    draw.leaf("w", D, H)
+    draw.leaf("v", H)
+    record("attention", case, seed, source("Eqs. (21), (22)"),
+           **{"in": {"source": source_rows, "target": target, "cotangent": draw(S, R)}},
+           param=draw.params("source", "target"))
+
+
+DERIVATIONS = {
+    "layer": layer, "layer_padded": layer_padded, "layer_tensor2tensor": layer_tensor2tensor,
+    "layer_davidmrau": layer_davidmrau, "hierarchical": hierarchical,
+    "strictly_balanced": strictly_balanced, "language_model": language_model,
+    "factored_adam": factored_adam, "attention": attention}
 
 
 if __name__ == "__main__":
     SHAPE = {"T": 12, "D": 4, "E": 5, "H": 3}
-    flat("layer", "two_of_five", 0, k=2, **SHAPE)
-    flat("layer", "one_of_five", 1, k=1, **SHAPE)
-    flat("layer", "three_of_five", 2, k=3, **SHAPE)
-    flat("layer", "all_of_five", 3, k=5, **SHAPE)
-    flat("layer", "four_of_sixteen", 4, T=6, D=3, E=16, H=2, k=4)
-    flat("layer", "one_expert", 5, T=4, D=3, E=1, H=2, k=1)
-    flat("layer", "one_row", 6, T=1, D=4, E=5, H=3, k=2)
-    flat("layer", "ties", 7, k=2, arrange=ties, **SHAPE)
-    flat("layer", "starved", 8, k=2, arrange=starved, **SHAPE)
-    flat("layer", "all_to_one", 9, k=1, arrange=all_to_one, **SHAPE)
-    flat("layer", "no_noise", 10, k=2, arrange=no_noise, **SHAPE)
-    flat("layer", "zero_start", 11, k=2, arrange=zero_start, **SHAPE)
-    davidmrau("two_of_five", 20, k=2, **SHAPE)
-    davidmrau("one_of_five", 21, k=1, **SHAPE)
-    davidmrau("all_of_five", 22, k=5, **SHAPE)
-    davidmrau("starved", 23, k=2, arrange=starved, **SHAPE)
-    davidmrau("one_expert", 24, T=4, D=3, E=1, H=2, k=1)
-    padded("middle_and_end", 30, [True, False, True, True, False, True, True, False], D=4, E=5,
-           H=3, k=2)
-    padded("one_row_left", 31, [False, False, True, False], D=4, E=5, H=3, k=1)
-    hierarchical("two_and_two", 40, T=10, D=4, A=3, B=4, H=2, k1=2, k2=2)
-    hierarchical("one_and_one", 41, T=10, D=4, A=3, B=4, H=2, k1=1, k2=1)
-    hierarchical("all", 42, T=5, D=3, A=2, B=3, H=2, k1=2, k2=3)
-    hierarchical("group_starved", 43, T=10, D=4, A=4, B=2, H=2, k1=2, k2=1, arrange=group_starved)
-    hierarchical("ties", 44, T=8, D=4, A=3, B=4, H=2, k1=2, k2=3, arrange=hierarchical_ties)
-    hierarchical("one_group", 45, T=5, D=3, A=1, B=4, H=2, k1=1, k2=2)
-    language_model("dropout", 50, S=4, B=3, V=6, D=4, E=5, H=3, k=2, drop_prob=0.3)
-    language_model("no_dropout", 51, S=3, B=2, V=5, D=3, E=4, H=2, k=3, drop_prob=0.0)
-    factored_adam("matrices", 60, N=8, E=3, D=4, H=2, learning_rate=0.1, beta2=0.9, epsilon=1e-8)
-    factored_adam("unused", 61, N=8, E=2, D=2, H=5, learning_rate=0.01, beta2=0.999, epsilon=1e-3,
-                  unused=1)
-    strictly_balanced("two_of_four", 70, T=8, D=3, E=4, H=2, k=2)
-    strictly_balanced("rounded_down", 71, T=7, D=3, E=5, H=2, k=2)
-    strictly_balanced("all", 72, T=6, D=3, E=4, H=2, k=4)
-    strictly_balanced("equal_rows", 73, T=8, D=3, E=4, H=2, k=1, arrange=equal_rows)
-    strictly_balanced("left_out", 74, T=8, D=3, E=4, H=2, k=1, arrange=left_out)
-    attention("short", 80, S=5, R=4, D=3, H=2)
-    attention("one_by_one", 81, S=1, R=1, D=2, H=4)
+    record_layer("two_of_five", 0, k=2, **SHAPE)
+    record_layer("one_of_five", 1, k=1, **SHAPE)
+    record_layer("three_of_five", 2, k=3, **SHAPE)
+    record_layer("all_of_five", 3, k=5, **SHAPE)
+    record_layer("four_of_sixteen", 4, T=6, D=3, E=16, H=2, k=4)
+    record_layer("one_expert", 5, T=4, D=3, E=1, H=2, k=1)
+    record_layer("one_row", 6, T=1, D=4, E=5, H=3, k=2)
+    record_layer("ties", 7, k=2, arrange=ties, **SHAPE)
+    record_layer("starved", 8, k=2, arrange=starved, **SHAPE)
+    record_layer("all_to_one", 9, k=1, arrange=all_to_one, **SHAPE)
+    record_layer("no_noise", 10, k=2, arrange=no_noise, **SHAPE)
+    record_layer("zero_start", 11, k=2, arrange=zero_start, **SHAPE)
+    record_davidmrau("two_of_five", 20, k=2, **SHAPE)
+    record_davidmrau("one_of_five", 21, k=1, **SHAPE)
+    record_davidmrau("all_of_five", 22, k=5, **SHAPE)
+    record_davidmrau("starved", 23, k=2, arrange=starved, **SHAPE)
+    record_davidmrau("one_expert", 24, T=4, D=3, E=1, H=2, k=1)
+    record_padded("middle_and_end", 30, [True, False, True, True, False, True, True, False], D=4,
+                  E=5, H=3, k=2)
+    record_padded("one_row_left", 31, [False, False, True, False], D=4, E=5, H=3, k=1)
+    record_hierarchical("two_and_two", 40, T=10, D=4, A=3, B=4, H=2, k1=2, k2=2)
+    record_hierarchical("one_and_one", 41, T=10, D=4, A=3, B=4, H=2, k1=1, k2=1)
+    record_hierarchical("all", 42, T=5, D=3, A=2, B=3, H=2, k1=2, k2=3)
+    record_hierarchical("group_starved", 43, T=10, D=4, A=4, B=2, H=2, k1=2, k2=1,
+                        arrange=group_starved)
+    record_hierarchical("ties", 44, T=8, D=4, A=3, B=4, H=2, k1=2, k2=3, arrange=hierarchical_ties)
+    record_hierarchical("one_group", 45, T=5, D=3, A=1, B=4, H=2, k1=1, k2=2)
+    record_language_model("dropout", 50, S=4, B=3, V=6, D=4, E=5, H=3, k=2, drop_prob=0.3)
+    record_language_model("no_dropout", 51, S=3, B=2, V=5, D=3, E=4, H=2, k=3, drop_prob=0.0)
+    record_factored_adam("matrices", 60, N=8, E=3, D=4, H=2, learning_rate=0.1, beta2=0.9,
+                         epsilon=1e-8)
+    record_factored_adam("unused", 61, N=8, E=2, D=2, H=5, learning_rate=0.01, beta2=0.999,
+                         epsilon=1e-3, unused=1)
+    record_strictly_balanced("two_of_four", 70, T=8, D=3, E=4, H=2, k=2)
+    record_strictly_balanced("rounded_down", 71, T=7, D=3, E=5, H=2, k=2)
+    record_strictly_balanced("all", 72, T=6, D=3, E=4, H=2, k=4)
+    record_strictly_balanced("equal_rows", 73, T=8, D=3, E=4, H=2, k=1, arrange=equal_rows)
+    record_strictly_balanced("left_out", 74, T=8, D=3, E=4, H=2, k=1, arrange=left_out)
+    record_attention("short", 80, S=5, R=4, D=3, H=2)
+    record_attention("one_by_one", 81, S=1, R=1, D=2, H=4)
