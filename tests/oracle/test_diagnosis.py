@@ -22,6 +22,7 @@ COINCIDE = {
     ("switch_2021", "R4"): "transformers 4.44 gives experts what the router sees",
     ("switch_2021", "R5"): "DeepSpeed and Tutel may have as many slots as are needed",
     ("switch_2021", "R17"): "the pseudo-code and Mesh TensorFlow have a router in bfloat16",
+    ("gshard_2020", "R5"): "NLLB's capacity of evaluation drops nobody",
     ("gshard_2020", "A8"): "flaxformer's f adds up to K",
     ("gshard_2020", "R9b"): "flaxformer's weights are the gates as they are",
     ("sparsely_gated_2017", "R16"): "tensor2tensor's noise has a deviation of 0 in evaluation",
