@@ -54,11 +54,13 @@ from typing import Any, NamedTuple
 from minimoe import nn, ops, tree
 from minimoe.autodiff.tensor import Tensor, grad, stop_gradient
 from minimoe.backend import namespace
+from minimoe.papers.gshard_2020 import released_auxiliary_loss, top_two
 from minimoe.papers.sparsely_gated_2017 import (
     kth_inclusive, load_probability, noise_std_vmoe, noisy_logits, top_k_mask)
 from minimoe.papers.switch_2021 import route, router_logits, truncated_normal, truncation_corrected
 from minimoe.routing.dispatch import Routing, gather, gather_back, packed_seats
 from minimoe.routing.experts import ragged_matmul
+from minimoe.routing.topk import choice_margin
 
 EPSILON = 1e-6    # of layer norms
 
@@ -158,24 +160,33 @@ def route_batch_prioritized(gates, capacity, k, n_groups=1, used=None, score=lar
 # -- Balance, Appendix A.2 -----------------------------------------------------------------------
 
 def importance_loss(clean, n_groups=1, used=None):
-    """CV(Imp)^2, Imp_i = sum_x softmax(W x)_i: of logits without noise. Appendix A.2
+    """CV(Imp)^2 of ``importance``, averaged over groups. Appendix A.2 [T, E] -> []
 
-    Averaged over groups. 0 where experts share the probability evenly, E - 1 where one has it all.
-    [T, E] -> []
+    0 where experts share the probability evenly, E - 1 where one has it all.
     """
-    return _cv_squared(_sums(ops.softmax(clean), n_groups, used))
+    return _cv_squared(importance(clean, n_groups, used))
+
+
+def importance(clean, n_groups=1, used=None):
+    """Imp_i = sum_x softmax(W x)_i: of logits without noise. Appendix A.2 [T, E] -> [G, E]"""
+    return _sums(ops.softmax(clean), n_groups, used)
 
 
 def load_loss(clean, noisy, k, n_groups=1, used=None):
-    """CV(load)^2, load_i = sum_x p_i(x), averaged over groups. Appendix A.2
+    """CV(load)^2 of ``load``, averaged over groups. Appendix A.2 [T, E], [T, E] -> []"""
+    return _cv_squared(load(clean, noisy, k, n_groups, used))
+
+
+def load(clean, noisy, k, n_groups=1, used=None):
+    """load_i = sum_x p_i(x). Appendix A.2
 
     p_i(x) = 1 - Phi((threshold - (W x)_i) E) is the probability that expert i would reach the
     token's k-th largest noisy logit, were its own noise drawn again. The threshold takes part in
-    the gradient. Without noise there is no such probability. [T, E], [T, E] -> []
+    the gradient. Without noise there is no such probability. [T, E], [T, E] -> [G, E]
     """
     std = 0 * stop_gradient(clean) + noise_std_vmoe(clean.shape[-1])   # [T, E]
     p = load_probability(clean, std, kth_inclusive(noisy, k))          # [T, E]
-    return _cv_squared(_sums(p, n_groups, used))
+    return _sums(p, n_groups, used)
 
 
 def _sums(p, n_groups, used):
@@ -235,8 +246,8 @@ def moe_layer(params, x, capacity, k, z=None, n_groups=1, route=route_vanilla, u
     made = router(x, params.w_router, z)                               # [T, E]
     routing = route(made.gates, capacity, k, n_groups, used)
     y = expert_mlp(params, x, routing, activation)                     # [T, D]
-    load = None if z is None else load_loss(made.clean, made.noisy, k, n_groups, used)
-    return VMoEOutput(y, importance_loss(made.clean, n_groups, used), load, routing, made)
+    of_load = None if z is None else load_loss(made.clean, made.noisy, k, n_groups, used)
+    return VMoEOutput(y, importance_loss(made.clean, n_groups, used), of_load, routing, made)
 
 
 def _check_layer(params, x, z):
@@ -258,6 +269,24 @@ def expert_mlp(params, x, routing, activation=ops.gelu):
     hidden = activation(_expert_linear(rows, params.w_in, params.b_in, ends))     # [R, H]
     return gather_back(_expert_linear(hidden, params.w_out, params.b_out, ends), routing.gate,
                        seats)
+
+
+def expert_intermediates(params, x, routing, activation=ops.gelu):
+    """What each choice's expert was given, made of it and gave back; 0 if it turned it away.
+
+    By the definition, to look at and to compare with: ``expert_mlp`` keeps none of it.
+    [T, D], Routing [T, K] -> [T, K, D], [T, K, H], [T, K, D]
+    """
+    def kept(a):
+        return ops.where(routing.keep[:, :, None], a, 0.0)
+
+    def linear(x, w, b):
+        y = ops.einsum("tkd,tkdh->tkh", x, ops.take(w, routing.expert))
+        return y + ops.take(b, routing.expert)
+
+    inputs = kept(x[:, None])                                          # [T, K, D]
+    hidden = kept(activation(linear(inputs, params.w_in, params.b_in)))   # [T, K, H]
+    return inputs, hidden, kept(linear(hidden, params.w_out, params.b_out))
 
 
 def _expert_linear(x, w, b, ends):
@@ -443,11 +472,15 @@ def vmoe(params, x, capacity, k, z=None, n_groups=1, route=route_vanilla, activa
     """Logits of each class, from patches. [B, S', P*P*C] -> [B, V]"""
     out = encode(params.encoder, [embed(params, x)], capacity, k, z, n_groups, route,
                  activation=activation)
-    tokens = out.y[0]                                                  # [B, S, D]
-    seen = tokens.mean(axis=1) if params.class_token is None else tokens[:, 0]    # [B, D]
+    seen = classified(out.y[0], params.class_token)                    # [B, D]
     if params.representation is not None:
         seen = ops.tanh(nn.linear(params.representation, seen))
     return VisionTransformerOutput(nn.linear(params.head, seen), out.layers)
+
+
+def classified(tokens, class_token):
+    """The first token, which is the class token; the mean of all where there is none. -> [B, D]"""
+    return tokens.mean(axis=1) if class_token is None else tokens[:, 0]
 
 
 def vmoe_init(rng, n_patches, patch_width, n_classes, encoder, class_token=True):
@@ -507,25 +540,55 @@ def routing_oracle(case):
     """Who sits where, by both algorithms and both scores."""
     gates, used = case.inputs["gates"], case.inputs["used"]
     by_sum = partial(route_batch_prioritized, score=sum_of_gates)
-    return {name: algorithm(gates, used=used, **case.settings)._asdict()
-            for name, algorithm in {**ALGORITHMS, "by_sum": by_sum}.items()}
+    found = {name: algorithm(gates, used=used, **case.settings)
+             for name, algorithm in {**ALGORITHMS, "by_sum": by_sum}.items()}
+    return {name: {"expert": expert, "margin": choice_margin(gates, expert), "slot": slot,
+                   "keep": keep, "gate": gate}
+            for name, (expert, slot, keep, gate) in found.items()}
+
+
+def _routed(out):
+    """What a layer's router found and who sits where, in the order of computation."""
+    (clean, noisy, gates), (expert, slot, keep, gate) = out.router, out.routing
+    return {"clean": clean, "noisy": noisy, "gates": gates, "expert": expert,
+            "margin": choice_margin(noisy, expert), "slot": slot, "keep": keep, "gate": gate}
 
 
 def layer_oracle(case):
-    """The layer by both algorithms, and gradients of <y, cotangent> and of both losses."""
-    leaves = tree.map(Tensor, {"x": case.inputs["x"], **case.params})
-    params = VMoEParams(*(leaves[name] for name in VMoEParams._fields))
-    outputs = {name: moe_layer(params, leaves["x"], z=case.inputs["z"], route=algorithm,
-                               used=case.inputs["used"], **case.settings)
-               for name, algorithm in ALGORITHMS.items()}
-    first = outputs["vanilla"]
-    losses = {"importance_loss": first.importance_loss, "load_loss": first.load_loss}
-    found = {**first.router._asdict(),
-             **{name: {**out.routing._asdict(), "y": out.y} for name, out in outputs.items()},
-             **losses}
-    losses |= {name: (out.y * case.inputs["cotangent"]).sum() for name, out in outputs.items()}
-    found["grad"] = {name: grad(loss, leaves) for name, loss in losses.items()}
-    return tree.map(stop_gradient, found)
+    """The layer by Algorithm 1, and gradients of <y, cotangent> and of both losses."""
+    return _layer_oracle(case, route_vanilla)
+
+
+def prioritized_oracle(case):
+    """The layer by Algorithm 2."""
+    return _layer_oracle(case, route_batch_prioritized)
+
+
+def _layer_oracle(case, algorithm):
+    leaves, inputs = tree.map(Tensor, {"x": case.inputs["x"], **case.params}), case.inputs
+    params, x = VMoEParams(*(leaves[name] for name in VMoEParams._fields)), leaves["x"]
+    groups = case.settings["n_groups"], inputs["used"]
+    out = moe_layer(params, x, z=inputs["z"], route=algorithm, used=inputs["used"], **case.settings)
+    given, hidden, outputs = expert_intermediates(params, x, out.routing)
+    losses = {"importance_loss": out.importance_loss, "load_loss": out.load_loss}
+    y = (out.y * inputs["cotangent"]).sum()
+    return tree.map(stop_gradient, {
+        **_routed(out), "expert_inputs": given, "hidden": hidden, "expert_outputs": outputs,
+        "y": out.y, "importance": importance(out.router.clean, *groups),
+        "load": load(out.router.clean, out.router.noisy, case.settings["k"], *groups), **losses,
+        "grad": {name: grad(loss, leaves) for name, loss in {"y": y, **losses}.items()}})
+
+
+def capacity_oracle(case):
+    """The slots of an expert, of several sizes."""
+    sizes = zip(*(case.settings[name] for name in CAPACITY))
+    return {"capacity": namespace().asarray([expert_capacity(*size) for size in sizes])}
+
+
+def _gradients(loss, params):
+    """By name; none of the keys' biases, which softmax takes away: they are rounding."""
+    return {name: g for name, g in tree.named_leaves(grad(loss, params)).items()
+            if not name.endswith("b_key")}
 
 
 def vision_transformer_oracle(case):
@@ -536,7 +599,7 @@ def vision_transformer_oracle(case):
     out = vmoe(params, x, capacity=None, k=None)
     return tree.map(stop_gradient, {
         "tokens": tokens, "logits": out.logits,
-        "grad": grad((out.logits * case.inputs["cotangent"]).sum(), params)})
+        "grad": _gradients((out.logits * case.inputs["cotangent"]).sum(), params)})
 
 
 def vmoe_oracle(case):
@@ -545,22 +608,266 @@ def vmoe_oracle(case):
     for name, algorithm in ALGORITHMS.items():
         out = vmoe(params, case.inputs["x"], z=case.inputs["z"], route=algorithm, **case.settings)
         loss = training_loss(ops.cross_entropy(out.logits, case.inputs["label"]).mean(), out.layers)
-        layers = [{"expert": layer.routing.expert, "keep": layer.routing.keep,
-                   "gates": layer.router.gates, "importance_loss": layer.importance_loss,
+        layers = [{**_routed(layer), "y": layer.y, "importance_loss": layer.importance_loss,
                    "load_loss": layer.load_loss} for layer in out.layers]
         found[name] = {"layers": layers, "logits": out.logits, "loss": loss,
-                       "grad": grad(loss, params)}
+                       "grad": _gradients(loss, params)}
     return tree.map(stop_gradient, found)
 
 
 DENSE, SPARSE = _letters(MLP, MLP), _letters(MLP, EXPERTS, MLP, EXPERTS)
 SETTINGS = {"set.capacity": "", "set.k": "", "set.n_groups": ""}
+CAPACITY = "n_tokens", "n_experts", "k", "capacity_ratio"
+LAYER = {"in.x": "T D", "in.z": "T E", "in.used": "bool T", "in.cotangent": "T D", **SETTINGS,
+         **_keys(EXPERTS)}
 ORACLES = {
     "routing": ({"in.gates": "T E", "in.used": "bool T", **SETTINGS}, routing_oracle),
-    "layer": ({"in.x": "T D", "in.z": "T E", "in.used": "bool T", "in.cotangent": "T D", **SETTINGS,
-               **_keys(EXPERTS)}, layer_oracle),
+    "layer": (LAYER, layer_oracle),
+    "layer_batch_prioritized": (LAYER, prioritized_oracle),
+    "capacity": ({f"set.{name}": "N" for name in CAPACITY}, capacity_oracle),
     "vision_transformer": ({"in.image": "B I J C", "in.cotangent": "B V", "set.patch_size": "",
                             **_keys(DENSE)}, vision_transformer_oracle),
     "vmoe": ({"in.x": "B U P", "in.z": "L T E", "in.label": "int B", **SETTINGS, **_keys(SPARSE)},
              vmoe_oracle),
+}
+
+
+# -- Cases ---------------------------------------------------------------------------------------
+
+def _gates(arrays, rng):
+    """Softmax of the draws, to the base of 2."""
+    powers = 2.0 ** arrays["in.gates"]
+    arrays["in.gates"] = powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _powers_of_two(arrays, rng):
+    """Many equal gates, and many equal priorities."""
+    arrays["in.gates"] = 2.0 ** (arrays["in.gates"].round() - 4)
+
+
+def _padded_gates(*tokens):
+    def change(arrays, rng):
+        _gates(arrays, rng)
+        arrays["in.used"][list(tokens)] = False
+    return change
+
+
+def _padding(*tokens):
+    def change(arrays, rng):
+        arrays["in.used"][list(tokens)] = False
+    return change
+
+
+def _all_padding(arrays, rng):
+    arrays["in.used"][:] = False
+
+
+def _even(arrays, rng):
+    """A router of zeros: the noise alone decides, and importance and load are even."""
+    arrays["param.w_router"][:] = 0
+
+
+def _all_equal(arrays, rng):
+    """No noise either: all tokens choose the first experts, and are as sure as each other."""
+    _even(arrays, rng)
+    arrays["in.z"][:] = 0
+
+
+def _twins(arrays, rng):
+    """Experts 1 and 3 are equal, noise and all, and ahead of the others."""
+    arrays["in.x"][:, 0] = 1
+    w_router, z = arrays["param.w_router"], arrays["in.z"]
+    w_router[0, 1] += 4
+    w_router[:, 3], z[:, 3] = w_router[:, 1], z[:, 1]
+
+
+def _near_twins(arrays, rng):
+    """Experts 1 and 3 are 2^-12 apart, now this one ahead, now that: a tie in bfloat16."""
+    _twins(arrays, rng)
+    x, w_router = arrays["in.x"], arrays["param.w_router"]
+    x[::2, 1], x[1::2, 1] = 2**-6, -2**-6
+    w_router[1, 1] = 0.5
+    w_router[1, 3] = 0.5 + 2**-6
+
+
+def _all_to_one(arrays, rng):
+    """Expert 1 is everybody's first; the others have some load, for they are not far behind."""
+    arrays["in.x"][:, 0] = 1
+    arrays["param.w_router"] /= 8
+    arrays["param.w_router"][0, 1] = 0.75
+    arrays["in.z"] /= 4
+
+
+def _large(arrays, rng):
+    """Logits of some tens: a token is all but sure."""
+    arrays["param.w_router"] *= 16
+
+
+def _beyond_256(arrays, rng):
+    """Experts from 256 upwards have the largest logits, by and large."""
+    arrays["param.w_router"][:, :256] /= 4
+
+
+def _near_one(arrays, rng):
+    """Scales of layer norms as they are trained, so that rounding stays small."""
+    for name in arrays:
+        if name.endswith(".scale"):
+            arrays[name] = 1 + arrays[name] / 8
+
+
+def _classes(arrays, rng):
+    _near_one(arrays, rng)
+    arrays["in.label"] = rng.integers(len(arrays["param.head.b"]), size=len(arrays["in.label"]))
+
+
+_ROUTING = dict(T=16, E=4, n_groups=1)
+_LAYER = dict(T=16, D=8, E=4, H=6, n_groups=1)
+_WIDE = dict(_LAYER, T=12, D=4, E=288, H=2)
+_IMAGES = dict(I=6, J=4, C=2, P=8, S=7, D=6, A=3, W=2, H=8, V=4, patch_size=2)
+_MODEL = dict(B=3, U=4, S=5, T=15, P=4, D=6, A=2, W=3, H=8, E=4, V=5, L=2, n_groups=1)
+CASES = {
+    "capacity": ("capacity", dict(
+        n_tokens=[64, 196, 50, 9, 15, 100, 7, 1024, 256], n_experts=[8, 32, 4, 6, 6, 5, 2, 32, 32],
+        k=[2, 2, 1, 1, 1, 2, 2, 1, 5], capacity_ratio=[1.05, 1.05, 0.5, 1.0, 1.0, 1.15, 3.0, 0.1,
+                                                       1.05])),
+    "who_sits_where": ("routing", dict(_ROUTING, capacity=16, k=2), "k2", _gates),
+    "who_has_a_seat": ("routing", dict(_ROUTING, capacity=3, k=2), "k2, drops", _gates),
+    "one_choice_each": ("routing", dict(_ROUTING, capacity=2, k=1), "drops", _gates),
+    "three_choices_each": ("routing", dict(_ROUTING, E=5, capacity=5, k=3), "k3, drops", _gates),
+    "every_expert_each": ("routing", dict(_ROUTING, capacity=9, k=4), "k=E, drops, degenerate",
+                          _gates),
+    "who_sits_where_in_padded_groups": (
+        "routing", dict(_ROUTING, T=18, capacity=2, k=2, n_groups=3),
+        "k2, groups, padding, drops", _padded_gates(0, 4, 5, 11, 13)),
+    "equal_gates": ("routing", dict(_ROUTING, capacity=3, k=2), "k2, ties, drops",
+                    _powers_of_two),
+    "no_seat": ("routing", dict(_ROUTING, capacity=0, k=2), "k2, all dropped, drops, degenerate",
+                _gates),
+
+    "roomy": ("layer", dict(_LAYER, capacity=32, k=2), "k2"),
+    "overflowing": ("layer", dict(_LAYER, capacity=4, k=2), "k2, drops"),
+    "one_choice": ("layer", dict(_LAYER, capacity=16, k=1)),
+    "one_choice_overflowing": ("layer", dict(_LAYER, capacity=3, k=1), "drops"),
+    "three_choices": ("layer", dict(_LAYER, E=5, capacity=16, k=3), "k3"),
+    "three_choices_overflowing": ("layer", dict(_LAYER, E=5, capacity=7, k=3), "k3, drops"),
+    "exact": ("layer", dict(_LAYER, capacity=32, k=2), "exact, k2, ties"),
+    "exact_overflowing": ("layer", dict(_LAYER, capacity=3, k=1), "exact, drops"),
+    "groups": ("layer", dict(_LAYER, capacity=2, k=2, n_groups=4), "k2, groups, drops"),
+    "padding": ("layer", dict(_LAYER, capacity=3, k=2), "k2, padding, drops",
+                _padding(0, 3, 4, 9, 10)),
+    "padding_of_one_choice": ("layer", dict(_LAYER, capacity=16, k=1), "padding",
+                              _padding(13, 14, 15)),
+    "padding_in_groups": ("layer", dict(_LAYER, capacity=2, k=2, n_groups=4),
+                          "k2, padding, groups, drops", _padding(0, 2, 8, 9, 10, 11, 15)),
+    "all_padding": ("layer", dict(_LAYER, capacity=16, k=2), "k2, padding, degenerate",
+                    _all_padding),
+    "ties": ("layer", dict(_LAYER, capacity=16, k=1), "ties", _twins),
+    "ties_of_two_choices": ("layer", dict(_LAYER, capacity=9, k=2), "k2, ties, drops", _twins),
+    "ties_everywhere": ("layer", dict(_LAYER, capacity=9, k=2), "k2, ties, drops, degenerate",
+                        _all_equal),
+    "near_ties": ("layer", dict(_LAYER, capacity=16, k=1), "near ties", _near_twins),
+    "balanced": ("layer", dict(_LAYER, capacity=32, k=2), "k2, balanced, degenerate", _even),
+    "all_to_one": ("layer", dict(_LAYER, capacity=5, k=1), "drops, degenerate", _all_to_one),
+    "all_dropped": ("layer", dict(_LAYER, capacity=0, k=2), "k2, all dropped, drops, degenerate"),
+    "every_expert": ("layer", dict(_LAYER, capacity=16, k=4), "k=E, degenerate"),
+    "one_expert": ("layer", dict(_LAYER, E=1, capacity=9, k=1), "E=1, k=E, drops, degenerate"),
+    "one_token": ("layer", dict(_LAYER, T=1, capacity=1, k=2), "k2, T=1, degenerate"),
+    "no_token": ("layer", dict(_LAYER, T=0, capacity=1, k=2), "k2, T=0, degenerate"),
+    "large_logits": ("layer", dict(_LAYER, capacity=32, k=2), "k2, extreme", _large),
+    "wide": ("layer", dict(_WIDE, capacity=12, k=1), "wide, E>256", _beyond_256),
+    "wide_two_choices": ("layer", dict(_WIDE, capacity=1, k=2), "k2, wide, E>256, drops",
+                         _beyond_256),
+
+    "prioritized": ("layer_batch_prioritized", dict(_LAYER, capacity=32, k=2), "k2"),
+    "prioritized_overflowing": ("layer_batch_prioritized", dict(_LAYER, capacity=4, k=2),
+                                "k2, drops"),
+    "prioritized_one_choice": ("layer_batch_prioritized", dict(_LAYER, capacity=3, k=1), "drops"),
+    "prioritized_three_choices": ("layer_batch_prioritized",
+                                  dict(_LAYER, E=5, capacity=6, k=3), "k3, drops"),
+    "prioritized_exact": ("layer_batch_prioritized", dict(_LAYER, capacity=4, k=2),
+                          "exact, k2, drops"),
+    "prioritized_groups": ("layer_batch_prioritized", dict(_LAYER, capacity=2, k=2, n_groups=2),
+                           "k2, groups, drops"),
+    "prioritized_padding": ("layer_batch_prioritized", dict(_LAYER, capacity=3, k=2, n_groups=2),
+                            "k2, padding, groups, drops", _padding(0, 3, 4, 9, 10)),
+    "prioritized_all_padding": ("layer_batch_prioritized", dict(_LAYER, capacity=3, k=2),
+                                "k2, padding, degenerate", _all_padding),
+    "prioritized_ties": ("layer_batch_prioritized", dict(_LAYER, capacity=5, k=1), "ties, drops",
+                         _twins),
+    "prioritized_ties_everywhere": ("layer_batch_prioritized", dict(_LAYER, capacity=9, k=2),
+                                    "k2, ties, drops, degenerate", _all_equal),
+    "prioritized_all_to_one": ("layer_batch_prioritized", dict(_LAYER, capacity=5, k=1),
+                               "drops, degenerate", _all_to_one),
+    "prioritized_all_dropped": ("layer_batch_prioritized", dict(_LAYER, capacity=0, k=2),
+                                "k2, all dropped, drops, degenerate"),
+    "prioritized_one_expert": ("layer_batch_prioritized", dict(_LAYER, E=1, capacity=9, k=1),
+                               "E=1, k=E, drops, degenerate"),
+    "prioritized_no_token": ("layer_batch_prioritized", dict(_LAYER, T=0, capacity=1, k=2),
+                             "k2, T=0, degenerate"),
+    "prioritized_wide": ("layer_batch_prioritized", dict(_WIDE, capacity=1, k=2),
+                         "k2, wide, E>256, drops", _beyond_256),
+
+    "images": ("vision_transformer", dict(_IMAGES, B=3), "", _near_one),
+    "one_image": (
+        "vision_transformer", dict(_IMAGES, B=1, I=3, J=3, C=1, P=9, S=2, V=1, patch_size=3),
+        "degenerate", _near_one),
+    "vmoe": ("vmoe", dict(_MODEL, capacity=15, k=2), "k2", _classes),
+    "vmoe_overflowing": ("vmoe", dict(_MODEL, capacity=4, k=2), "k2, drops", _classes),
+    "vmoe_one_choice": ("vmoe", dict(_MODEL, capacity=2, k=1), "drops", _classes),
+    "vmoe_three_choices": ("vmoe", dict(_MODEL, capacity=8, k=3), "k3, drops", _classes),
+    "vmoe_groups": ("vmoe", dict(_MODEL, capacity=2, k=2, n_groups=3), "k2, groups, drops",
+                    _classes),
+}
+
+
+# -- Conventions ---------------------------------------------------------------------------------
+# What stands in for which function, in a copy of this file; it sees the file as it is, ``paper``.
+
+def _means(p, n_groups, used):
+    """Over the tokens of a group, padding left out."""
+    sums, T = _sums(p, n_groups, used), len(p)                         # [G, E]
+    n = T // n_groups if used is None else used.reshape(n_groups, -1).sum(axis=1)[:, None]
+    return sums * (1 / (n + (n == 0)))
+
+
+def _gshard_auxiliary_loss(outputs):
+    """Of the probabilities without noise, as released."""
+    probs = [ops.softmax(out.router.clean)[None] for out in outputs]   # [1, T, E]
+    return sum(released_auxiliary_loss(p, top_two(p)) for p in probs)[0]
+
+
+def _mlp_tanh(params, x, routing, activation=None):
+    return expert_mlp(params, x, routing, ops.gelu_tanh)
+
+
+def _intermediates_tanh(params, x, routing, activation=None):
+    return expert_intermediates(params, x, routing, ops.gelu_tanh)
+
+
+def _encode_tanh(*args, **settings):
+    return encode(*args, **{**settings, "activation": ops.gelu_tanh})
+
+
+def _mean_of_tokens(tokens, class_token):
+    return tokens.mean(axis=1)
+
+
+def _importance_alone(outputs):
+    return sum(out.importance_loss for out in outputs) / 2
+
+
+CONVENTIONS = {
+    "a token's priority is the sum of its k gates": {"largest_gate": "sum_of_gates"},
+    "slots are rounded up, then up to a multiple of 4, as in vmoe":
+        {"expert_capacity": "expert_capacity_vmoe"},
+    "importance and load are means over tokens, as in vmoe": {"_sums": "_means"},
+    "GELU is its approximation by tanh, as in vmoe": {
+        "expert_mlp": "_mlp_tanh", "expert_intermediates": "_intermediates_tanh",
+        "encode": "_encode_tanh"},
+    "the mean of all tokens is classified, as vmoe may have it":
+        {"classified": "_mean_of_tokens"},
+    "the balance loss is GShard's, as vmoe may have it":
+        {"auxiliary_loss": "_gshard_auxiliary_loss"},
+    "the balance loss is that of importance alone, as in vmoe without noise":
+        {"auxiliary_loss": "_importance_alone"},
 }
