@@ -4,7 +4,7 @@
 
 A paper's recorder derives: its ``DERIVATIONS`` has, for a kind of run, the function by which that
 kind was recorded, from inputs, parameters and settings to outputs by name, in PyTorch and float64;
-``PACKAGES`` says which kinds are a third party's own code. Here, and here alone, a recorder's
+``THIRD_PARTY`` says which kinds are a third party's own code. Here, and here alone, a recorder's
 numbers meet minimoe's: every output of every case is compared, integers must be equal and floats
 within the tolerance that the oracle publishes. What agrees is written to derivations.json, beside
 the oracle, and becomes part of the exported vectors; what does not is printed, and is an error.
@@ -80,7 +80,7 @@ def compared(got, want, tolerance):
 
 def by(recorder, kind):
     file = recorder.DERIVATIONS[kind].__module__.replace(".", "/") + ".py"
-    package = getattr(recorder, "PACKAGES", {}).get(kind)
+    package = getattr(recorder, "THIRD_PARTY", {}).get(kind)
     if package:
         return f"{package} {version(package)}, called by {file}"
     return f"PyTorch {version('torch').partition('+')[0]}, from the paper: {file}"

@@ -612,9 +612,9 @@ DERIVATIONS = {"layer": layer, "layer_padded": layer, "fairscale": fairscale,
                "deepspeed": deepspeed, "mesh": mesh, "mesh_padded": mesh, "mesh_all": mesh,
                **{kind: nllb(kind) for kind in NLLB}, "nllb_loss": nllb_loss,
                "transformer": transformer}
-PACKAGES = {"fairscale": "fairscale", "deepspeed": "deepspeed",
-            **dict.fromkeys(("mesh", "mesh_padded", "mesh_all"), "mixture-of-experts"),
-            **dict.fromkeys((*NLLB, "nllb_loss"), "transformers")}
+THIRD_PARTY = {"fairscale": "fairscale", "deepspeed": "deepspeed",
+               **dict.fromkeys(("mesh", "mesh_padded", "mesh_all"), "mixture-of-experts"),
+               **dict.fromkeys((*NLLB, "nllb_loss"), "transformers")}
 
 
 if __name__ == "__main__":

@@ -47,6 +47,22 @@ def run_case(x, d, u, w_experts, w_gate):
     }
 
 
+def derive(inputs, params, settings):
+    x, d, u, cotangent = (inputs[name] for name in ("x", "d", "u", "cotangent"))
+    for w in params.values():
+        w.requires_grad_()
+    N = len(x)
+    cases = [run_case(x[c], d[c], u[c], **params) for c in range(N)]
+    out = {name: torch.stack([found[name] for found in cases]) for name in cases[0]}
+    gradients = {}
+    for error in ["cooperative_error", "competitive_error", "mixture_error"]:
+        loss = sum(cotangent[c] * cases[c][error] for c in range(N))
+        found = torch.autograd.grad(loss, list(params.values()), retain_graph=True,
+                                    materialize_grads=True)
+        gradients.update({f"grad.{error}.{name}": g for name, g in zip(params, found)})
+    return {**out, **gradients}
+
+
 def record(case, seed, N, D, E, O, far=1.0, long=1.0):
     """``far`` scales the targets, ``long`` the first case's input."""
     rng = start(seed)
@@ -58,19 +74,12 @@ def record(case, seed, N, D, E, O, far=1.0, long=1.0):
     x[0] *= long
     u = torch.from_numpy(rng.random(N))
     params = {"w_experts": draw(D, E, O), "w_gate": draw(D, E)}
-    for w in params.values():
-        w.requires_grad_()
+    inputs = {"x": x, "d": d, "u": u, "cotangent": cotangent}
+    save(f"local_experts_1991/{case}", source=SOURCE, seed=seed, **{"in": inputs}, param=params,
+         out=derive(inputs, params, {}))
 
-    cases = [run_case(x[c], d[c], u[c], **params) for c in range(N)]
-    out = {name: torch.stack([found[name] for found in cases]) for name in cases[0]}
-    gradients = {}
-    for error in ["cooperative_error", "competitive_error", "mixture_error"]:
-        loss = sum(cotangent[c] * cases[c][error] for c in range(N))
-        found = torch.autograd.grad(loss, list(params.values()), retain_graph=True)
-        gradients.update({f"grad.{error}.{name}": g for name, g in zip(params, found)})
-    save(f"local_experts_1991/{case}", source=SOURCE, seed=seed,
-         **{"in": {"x": x, "d": d, "u": u, "cotangent": cotangent}}, param=params,
-         out={**out, **gradients})
+
+DERIVATIONS = {"": derive}
 
 
 if __name__ == "__main__":

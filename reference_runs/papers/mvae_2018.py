@@ -35,7 +35,7 @@ M, D, H, WIDTHS = 3, 3, 4, (5, 4, 3)
 # -- Networks ------------------------------------------------------------------------------------
 
 class Encoder(BaseEncoder):
-    def __init__(self, width):
+    def __init__(self, width, D, H):
         BaseEncoder.__init__(self)
         self.latent_dim = D
         self.hidden = ModuleList([Linear(width, H)])
@@ -48,7 +48,7 @@ class Encoder(BaseEncoder):
 
 
 class Decoder(BaseDecoder):
-    def __init__(self, width):
+    def __init__(self, width, D, H):
         BaseDecoder.__init__(self)
         self.layers = ModuleList([Linear(D, H), Linear(H, width)])
 
@@ -57,13 +57,29 @@ class Decoder(BaseDecoder):
 
 
 class Networks(Module):
-    def __init__(self, rng):
+    def __init__(self, widths, D, H):
         super().__init__()
-        self.encoders = ModuleList([Encoder(width) for width in WIDTHS])
-        self.decoders = ModuleList([Decoder(width) for width in WIDTHS])
+        self.widths, self.D = widths, D
+        self.encoders = ModuleList([Encoder(width, D, H) for width in widths])
+        self.decoders = ModuleList([Decoder(width, D, H) for width in widths])
+
+    @classmethod
+    def drawn(cls, rng):
+        networks = cls(WIDTHS, D, H)
         with torch.no_grad():
-            for p in self.parameters():
+            for p in networks.parameters():
                 p.copy_(normal(rng, *p.shape))
+        return networks
+
+    @classmethod
+    def of(cls, params):
+        """Those that have these parameters, by name."""
+        first = [params[f"encoders.{m}.hidden.0.w"] for m in range(M)]
+        networks = cls([len(w) for w in first], len(params["encoders.0.mean.b"]),
+                       first[0].shape[1])
+        for name, p in networks.named(lambda p: p.data).items():     # views of what is its own
+            p.copy_(params[name])
+        return networks
 
     def named(self, of):
         """What ``of`` gives for each parameter, by the name and in the layout of [input, output].
@@ -105,15 +121,9 @@ def released(experts, epsilon=1e-8):
     return mean, torch.log(1 / sum(T) + epsilon)
 
 
-def record_product(case, seed, M, N, D, missing=False, narrow=0.0):
-    rng = start(seed)
-    mean, log_variance = normal(rng, M, N, D), normal(rng, M, N, D)
-    log_variance = -narrow - log_variance.abs()       # at most the prior's: a quotient exists
-    present = torch.ones(M, N, dtype=bool)
-    if missing:
-        present = torch.from_numpy(rng.random((M, N)) < 0.5)
-        present[:, 0] = False
-    cotangent = normal(rng, N, D)
+def derive_product(inputs, params, settings):
+    mean, log_variance, present = (inputs[name] for name in ("mean", "log_variance", "present"))
+    M, N, D = mean.shape
     leaves = {"mean": mean.requires_grad_(), "log_variance": log_variance.requires_grad_()}
     prior = (torch.zeros(()), torch.ones(()), 1)
 
@@ -135,14 +145,28 @@ def record_product(case, seed, M, N, D, missing=False, narrow=0.0):
         found = with_deviation(*everywhere(one))
         out.update({f"{name}.{part}": value for part, value in found.items()})
         for part in leaves:
-            gradients = torch.autograd.grad((found[part] * cotangent).sum(), list(leaves.values()),
-                                            allow_unused=True, retain_graph=True)
+            gradients = torch.autograd.grad((found[part] * inputs["cotangent"]).sum(),
+                                            list(leaves.values()), allow_unused=True,
+                                            retain_graph=True)
             out.update({f"grad.{name}.{part}.{key}": torch.zeros_like(a) if g is None else g
                         for (key, a), g in zip(leaves.items(), gradients)})
+    return out
+
+
+def record_product(case, seed, M, N, D, missing=False, narrow=0.0):
+    rng = start(seed)
+    mean, log_variance = normal(rng, M, N, D), normal(rng, M, N, D)
+    log_variance = -narrow - log_variance.abs()       # at most the prior's: a quotient exists
+    present = torch.ones(M, N, dtype=bool)
+    if missing:
+        present = torch.from_numpy(rng.random((M, N)) < 0.5)
+        present[:, 0] = False
+    inputs = {"mean": mean, "log_variance": log_variance, "present": present,
+              "cotangent": normal(rng, N, D)}
     save(f"{PAPER}/product/{case}", seed=seed,
          source={"kind": "transcription", "of": "arXiv:1802.05335v3, Eq. (3); "
                  "mhw32/multimodal-vae-public at 2a358eb, ProductOfExperts"},
-         **{"in": {**leaves, "present": present, "cotangent": cotangent}}, out=out)
+         **{"in": inputs}, out=derive_product(inputs, {}, {}))
 
 
 def with_deviation(mean, log_variance):
@@ -160,6 +184,7 @@ def log_likelihood(m, x, logits):
 
 def bound(networks, x, members, epsilon, weights, beta):
     """For one datum: x is {m: [D_m]} of what it has. All terms of the bound, and the bound."""
+    D = networks.D
     found = [networks.encoders[m](x[m][None]) for m in members if m in x]
     experts = [(e.embedding[0], torch.exp(e.log_covariance[0]), 1) for e in found]
     mean, log_variance = product([(torch.zeros(D), torch.ones(D), 1), *experts])
@@ -173,11 +198,41 @@ def bound(networks, x, members, epsilon, weights, beta):
             "elbo": -beta * kl + sum(weights[m] * found[m] for m in members)}
 
 
+def derive_objective(inputs, params, settings, multivae=False):
+    """The text's objective, or MultiVae's."""
+    networks, x = Networks.of(params), [inputs[f"x.{m}"] for m in range(M)]
+    present, epsilon = inputs["present"], inputs["epsilon"]
+    chosen = [tuple(m for m in range(M) if row[m]) for row in settings["chosen"]]
+    weights, beta, N = settings["weights"], settings["beta"], len(x[0])
+    by_datum = [[bound(networks, {m: x[m][n] for m in range(M) if present[m, n]}, members,
+                       epsilon[i, n], weights, beta) for n in range(N)]
+                for i, members in enumerate(chosen)]
+    stacked = [{name: torch.stack([found[name] for found in data]) for name in data[0]}
+               for data in by_datum]
+    elbos = torch.stack([found.pop("elbo") for found in stacked])
+    x = [torch.where(here[:, None], a, 0.0) for a, here in zip(x, present)]
+    experts = [encoder(a) for encoder, a in zip(networks.encoders, x)]
+    objective = -loss_of_multivae(networks, x, present, chosen, epsilon, weights, beta) \
+        if multivae else sum(elbos[:, n].sum() for n in range(N)) / N
+    if objective.requires_grad:          # not where nothing is there
+        objective.backward()
+    return {**{f"experts.{m}.{name}": a for m, found in enumerate(experts) for name, a in
+               with_deviation(found.embedding, found.log_covariance).items()},
+            **{".".join([*name.split(".")[:1], str(i), *name.split(".")[1:]]): value
+               for i, found in enumerate(stacked) for name, value in found.items()},
+            "elbos": elbos, "objective": objective,
+            **{f"grad.objective.{name}": g for name, g in networks.named(
+                lambda p: torch.zeros_like(p) if p.grad is None else p.grad).items()}}
+
+
+def derive_multivae(inputs, params, settings):
+    return derive_objective(inputs, params, settings, multivae=True)
+
+
 def record_objective(case, seed, N, chosen, missing, weights=(1.0, 1.0, 1.0), beta=1.0,
                      multivae=False):
-    """The text's objective, or MultiVae's."""
     rng = start(seed)
-    networks = Networks(rng)
+    networks = Networks.drawn(rng)
     x = data(rng, N)
     present = torch.ones(M, N, dtype=bool)
     if missing:
@@ -185,44 +240,27 @@ def record_objective(case, seed, N, chosen, missing, weights=(1.0, 1.0, 1.0), be
         present[:, 0] = False
         present[:, 1] = True
         x = [a * here[:, None] for a, here in zip(x, present)]
-    epsilon = normal(rng, len(chosen), N, D)
-
-    by_datum = [[bound(networks, {m: x[m][n] for m in range(M) if present[m, n]}, members,
-                       epsilon[i, n], weights, beta) for n in range(N)]
-                for i, members in enumerate(chosen)]
-    stacked = [{name: torch.stack([found[name] for found in data]) for name in data[0]}
-               for data in by_datum]
-    elbos = torch.stack([found.pop("elbo") for found in stacked])
-    experts = [encoder(torch.where(here[:, None], a, 0.0))
-               for encoder, a, here in zip(networks.encoders, x, present)]
-    objective = -loss_of_multivae(networks, x, present, chosen, epsilon, weights, beta) \
-        if multivae else sum(elbos[:, n].sum() for n in range(N)) / N
-    objective.backward()
+    inputs = {**{f"x.{m}": a for m, a in enumerate(x)}, "present": present,
+              "epsilon": normal(rng, len(chosen), N, D)}
+    params = networks.named(lambda p: p.detach())
+    settings = {"chosen": [[int(m in members) for m in range(M)] for members in chosen],
+                "weights": weights, "beta": beta}
     save(f"{PAPER}/{'multivae' if multivae else 'objective'}/{case}", seed=seed,
          packages=PACKAGES if multivae else PACKAGES[:2],
          source={**MULTIVAE, "all before objective": "transcription"} if multivae else
          {"kind": "transcription", "of": "arXiv:1802.05335v3, Eqs. (2)-(4)",
           "densities": "torch.distributions"},
-         **{"in": {**{f"x.{m}": a for m, a in enumerate(x)}, "present": present,
-                   "epsilon": epsilon}},
-         param=networks.named(lambda p: p.detach()),
-         set={"chosen": [[int(m in members) for m in range(M)] for members in chosen],
-              "weights": weights, "beta": beta},
-         out={**{f"experts.{m}.{name}": a for m, found in enumerate(experts) for name, a in
-                 with_deviation(found.embedding, found.log_covariance).items()},
-              **{".".join([*name.split(".")[:1], str(i), *name.split(".")[1:]]): value
-                 for i, found in enumerate(stacked) for name, value in found.items()},
-              "elbos": elbos, "objective": objective,
-              **{f"grad.objective.{name}": g
-                 for name, g in networks.named(lambda p: p.grad).items()}})
+         **{"in": inputs}, param=params, set=settings,
+         out=derive_objective(inputs, params, settings, multivae))
 
 
 # -- MultiVae ------------------------------------------------------------------------------------
 
-def model(networks, k, weights, warmup):
+def model(networks, k, weights, warmup, subsampling=True):
     names = [f"m{m}" for m in range(M)]
     config = MVAEConfig(
-        n_modalities=M, latent_dim=D, input_dims={n: (w,) for n, w in zip(names, WIDTHS)}, k=k,
+        n_modalities=M, latent_dim=networks.D, k=k, use_subsampling=subsampling,
+        input_dims={n: (w,) for n, w in zip(names, networks.widths)},
         decoders_dist=dict(zip(names, ("bernoulli", "bernoulli", "categorical"))), warmup=warmup,
         uses_likelihood_rescaling=True, rescale_factors=dict(zip(names, weights)))
     return MVAE(config, dict(zip(names, networks.encoders)), dict(zip(names, networks.decoders)))
@@ -231,8 +269,8 @@ def model(networks, k, weights, warmup):
 def loss_of_multivae(networks, x, present, chosen, epsilon, weights, beta):
     """Draws are handed to it where it asks for them: which pairs, and what samples z."""
     pairs = [(0, 1), (0, 2), (1, 2)]
-    assert chosen[:4] == [(0, 1, 2), (0,), (1,), (2,)]
-    mvae = model(networks, len(chosen) - 4, weights, warmup=10)
+    assert chosen[:4] == [(0, 1, 2), (0,), (1,), (2,)][:len(chosen)]
+    mvae = model(networks, max(len(chosen) - 4, 0), weights, warmup=10, subsampling=len(chosen) > 1)
     named = {f"m{m}": a for m, a in enumerate(x)}
     rows = torch.ones(len(chosen), len(x[0]), dtype=bool)
     inputs = MultimodalBaseDataset(named)
@@ -255,10 +293,11 @@ def take(draws, shape):
     return found
 
 
-def record_log_likelihood(case, seed, N, K):
+def derive_log_likelihood(inputs, params, settings):
     """A datum at a time, so that what it adds up over a batch is seen of each."""
-    rng = start(seed)
-    networks, x, epsilon = Networks(rng), data(rng, N), normal(rng, K, N, D)
+    networks, x = Networks.of(params), [inputs[f"x.{m}"] for m in range(M)]
+    epsilon = inputs["epsilon"]
+    K, N, _ = epsilon.shape
     mvae = model(networks, 0, (1.0, 1.0, 1.0), warmup=0)
     found, steps = [], []
     for n in range(N):
@@ -274,18 +313,24 @@ def record_log_likelihood(case, seed, N, K):
         return torch.stack([torch.stack([of_datum[k][name] for of_datum in steps])
                             for k in range(K)])
 
-    names = steps[0][0]
+    return {**{name: stacked(name)[0] if name.startswith("posterior") else stacked(name)
+               for name in steps[0][0]}, "log_likelihood": torch.stack(found)}
+
+
+def record_log_likelihood(case, seed, N, K):
+    rng = start(seed)
+    params = Networks.drawn(rng).named(lambda p: p.detach())
+    x, epsilon = data(rng, N), normal(rng, K, N, D)
+    inputs = {**{f"x.{m}": a for m, a in enumerate(x)}, "epsilon": epsilon}
     save(f"{PAPER}/log_likelihood/{case}", seed=seed, packages=PACKAGES,
          source={**MULTIVAE, "entry": "multivae.models.MVAE.compute_joint_nll",
                  "all before log_likelihood": "transcription"},
-         **{"in": {**{f"x.{m}": a for m, a in enumerate(x)}, "epsilon": epsilon}},
-         param=networks.named(lambda p: p.detach()),
-         out={**{name: stacked(name)[0] if name.startswith("posterior") else stacked(name)
-                 for name in names}, "log_likelihood": torch.stack(found)})
+         **{"in": inputs}, param=params, out=derive_log_likelihood(inputs, params, {}))
 
 
 def importance_weight(networks, x, epsilon):
     """Of one sample of one datum: its log weight, and all that this is made of."""
+    D = networks.D
     experts = [encoder(a[None]) for encoder, a in zip(networks.encoders, x)]
     mean, log_variance = product([(torch.zeros(D), torch.ones(D), 1), *(
         (e.embedding[0], torch.exp(e.log_covariance[0]), 1) for e in experts)])
@@ -300,6 +345,11 @@ def importance_weight(networks, x, epsilon):
             "log_prior": log_prior, "log_posterior": log_q,
             **{f"log_likelihoods.{m}": value for m, value in enumerate(log_p)},
             "log_w": log_prior + sum(log_p) - log_q}
+
+
+DERIVATIONS = {"product": derive_product, "objective": derive_objective,
+               "multivae": derive_multivae, "log_likelihood": derive_log_likelihood}
+THIRD_PARTY = {"multivae": "multivae", "log_likelihood": "multivae"}
 
 
 if __name__ == "__main__":

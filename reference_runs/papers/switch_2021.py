@@ -628,8 +628,8 @@ DERIVATIONS = {
     "selective_precision": selective_precision, "attention": attention,
     "distillation": distillation, "transformers": transformers, "deepspeed": deepspeed,
     "capacity_deepspeed": capacity_deepspeed, "encoder_decoder": encoder_decoder}
-PACKAGES = {"transformers": "transformers", "deepspeed": "deepspeed",
-            "capacity_deepspeed": "deepspeed", "encoder_decoder": "transformers"}
+THIRD_PARTY = {"transformers": "transformers", "deepspeed": "deepspeed",
+               "capacity_deepspeed": "deepspeed", "encoder_decoder": "transformers"}
 
 
 if __name__ == "__main__":
