@@ -29,7 +29,7 @@ M, D, H, WIDTHS = 2, 3, 4, (5, 4)
 
 
 class Encoder(BaseEncoder):
-    def __init__(self, width):
+    def __init__(self, width, D, H):
         BaseEncoder.__init__(self)
         self.latent_dim = D
         self.hidden = ModuleList([Linear(width, H)])
@@ -42,7 +42,7 @@ class Encoder(BaseEncoder):
 
 
 class Decoder(BaseDecoder):
-    def __init__(self, width):
+    def __init__(self, width, D, H):
         BaseDecoder.__init__(self)
         self.layers = ModuleList([Linear(D, H), Linear(H, width)])
 
@@ -55,14 +55,29 @@ class Decoder(BaseDecoder):
 
 
 class Networks(Module):
-    def __init__(self, rng, scale):
+    def __init__(self, widths, D, H):
         super().__init__()
-        self.encoders = ModuleList([Encoder(width) for width in WIDTHS])
-        self.decoders = ModuleList([Decoder(width) for width in WIDTHS])
+        self.widths, self.D = widths, D
+        self.encoders = ModuleList([Encoder(width, D, H) for width in widths])
+        self.decoders = ModuleList([Decoder(width, D, H) for width in widths])
         self.prior = Parameter(torch.empty(D))
+
+    @classmethod
+    def drawn(cls, rng, scale):
+        networks = cls(WIDTHS, D, H)
         with torch.no_grad():
-            for p in self.parameters():
+            for p in networks.parameters():
                 p.copy_(scale * normal(rng, *p.shape))
+        return networks
+
+    @classmethod
+    def of(cls, params):
+        """Those that have these parameters, by name."""
+        first = [params[f"encoders.{m}.hidden.0.w"] for m in range(M)]
+        networks = cls([len(w) for w in first], len(params["prior"]), first[0].shape[1])
+        for name, p in networks.named(lambda p: p.data).items():     # views of what is its own
+            p.copy_(params[name])
+        return networks
 
     def named(self, of):
         """What ``of`` gives for each parameter, as in mvae_2018."""
@@ -97,7 +112,7 @@ class Datum:
     ``stopped``: with parameters of posteriors that carry no gradient, as DReG has them.
     """
     def __init__(self, networks, x, u, rho, stopped=False):
-        self.q = []
+        self.q, D = [], networks.D
         for m in range(M):
             out = networks.encoders[m](x[m][None])
             scale = D * torch.softmax(out.log_covariance[0], dim=0) + 1e-6
@@ -172,10 +187,9 @@ def log_mean_exp(log_w):
     return torch.logsumexp(torch.stack(log_w), dim=0) - math.log(len(log_w))
 
 
-def record_bounds(case, seed, K, B, rho=(1.0, 1.0), scale=0.7):
-    rng = start(seed)
-    networks = Networks(rng, scale)
-    x, u = draws(rng, K, B)
+def derive_bounds(inputs, params, settings):
+    networks, x = Networks.of(params), [inputs["x.0"], inputs["x.1"]]
+    u, rho, B = inputs["u"], settings["rho"], len(inputs["x.0"])
 
     def all_data(**settings):
         return [Datum(networks, [a[b] for a in x], u[:, :, b], rho, **settings) for b in range(B)]
@@ -202,26 +216,33 @@ def record_bounds(case, seed, K, B, rho=(1.0, 1.0), scale=0.7):
         return torch.stack([stacked(part) for part in nested]) if isinstance(nested, list) \
             else nested
 
+    return {"location": by_datum(lambda d: [q.loc for q in d.q]).swapaxes(1, 2),
+            "scale": by_datum(lambda d: [q.scale for q in d.q]).swapaxes(1, 2),
+            "prior_scale": data[0].p.scale, "z": by_datum(lambda d: d.z).swapaxes(2, 3),
+            "log_prior": by_datum(lambda d: d.log_prior),
+            "log_densities_of_dimensions": by_datum(lambda d: d.by_dimension).swapaxes(3, 4),
+            "component_log_densities": by_datum(lambda d: d.log_q),
+            **{f"decoded.{m}": by_datum(lambda d: d.decoded[m]).swapaxes(2, 3)
+               for m in range(M)}, "kl": by_datum(lambda d: d.kl),
+            "log_likelihoods": by_datum(lambda d: d.log_p),
+            "log_mixture_posterior": by_datum(lambda d: d.log_mixture),
+            "log_w": by_datum(lambda d: d.log_w),
+            "looser_weights": by_datum(lambda d: d.weights(False)),
+            "tighter_weights": by_datum(lambda d: d.weights(True)),
+            **{name: torch.stack(of_data) for name, of_data in bounds.items()},
+            **{f"{name}.{key}": g for name, named in gradients.items()
+               for key, g in named.items()}}
+
+
+def record_bounds(case, seed, K, B, rho=(1.0, 1.0), scale=0.7):
+    rng = start(seed)
+    params = Networks.drawn(rng, scale).named(lambda p: p.detach())
+    given, settings = inputs(*draws(rng, K, B)), {"rho": rho}
     save(f"{PAPER}/bounds/{case}", seed=seed,
          source={"kind": "transcription", "of": "arXiv:1911.03393v1, Section 3; iffsid/mmvae at "
                  "54398d7, objectives.py", "densities": "torch.distributions.Laplace"},
-         **{"in": inputs(x, u)}, param=networks.named(lambda p: p.detach()), set={"rho": rho},
-         out={"location": by_datum(lambda d: [q.loc for q in d.q]).swapaxes(1, 2),
-              "scale": by_datum(lambda d: [q.scale for q in d.q]).swapaxes(1, 2),
-              "prior_scale": data[0].p.scale, "z": by_datum(lambda d: d.z).swapaxes(2, 3),
-              "log_prior": by_datum(lambda d: d.log_prior),
-              "log_densities_of_dimensions": by_datum(lambda d: d.by_dimension).swapaxes(3, 4),
-              "component_log_densities": by_datum(lambda d: d.log_q),
-              **{f"decoded.{m}": by_datum(lambda d: d.decoded[m]).swapaxes(2, 3)
-                 for m in range(M)}, "kl": by_datum(lambda d: d.kl),
-              "log_likelihoods": by_datum(lambda d: d.log_p),
-              "log_mixture_posterior": by_datum(lambda d: d.log_mixture),
-              "log_w": by_datum(lambda d: d.log_w),
-              "looser_weights": by_datum(lambda d: d.weights(False)),
-              "tighter_weights": by_datum(lambda d: d.weights(True)),
-              **{name: torch.stack(of_data) for name, of_data in bounds.items()},
-              **{f"{name}.{key}": g for name, named in gradients.items()
-                 for key, g in named.items()}})
+         **{"in": given}, param=params, set=settings,
+         out=derive_bounds(given, params, settings))
 
 
 # -- MultiVae ------------------------------------------------------------------------------------
@@ -229,7 +250,8 @@ def record_bounds(case, seed, K, B, rho=(1.0, 1.0), scale=0.7):
 def model(networks, loss, K, rho):
     names = [f"m{m}" for m in range(M)]
     config = MMVAEConfig(
-        n_modalities=M, latent_dim=D, input_dims={n: (w,) for n, w in zip(names, WIDTHS)}, K=K,
+        n_modalities=M, latent_dim=networks.D, K=K,
+        input_dims={n: (w,) for n, w in zip(names, networks.widths)},
         decoders_dist=dict.fromkeys(names, "laplace"), loss=loss, uses_likelihood_rescaling=True,
         decoder_dist_params={name: {"scale": 0.75} for name in names},
         rescale_factors=dict(zip(names, rho)))
@@ -239,19 +261,15 @@ def model(networks, loss, K, rho):
     return mmvae
 
 
-def record_multivae(case, seed, K, B, rho=(1.0, 1.0), missing=False, iwae=False):
+def derive_multivae(inputs, params, settings, iwae=False):
     """The losses that it trains by, or the bound that it tests by."""
-    rng = start(seed)
-    networks = Networks(rng, 0.7)
-    x, u = draws(rng, K, B)
-    present = torch.ones(M, B, dtype=bool)
-    if missing:
-        present = torch.from_numpy(rng.random((M, B)) < 0.5)
-        present[seed % M] |= ~present.any(dim=0)
-        x = [a * here[:, None] for a, here in zip(x, present)]
-    named = {f"m{m}": a for m, a in enumerate(x)}
-    data = IncompleteDataset(named, {f"m{m}": here for m, here in enumerate(present)}) \
-        if missing else MultimodalBaseDataset(named)
+    networks, u, rho = Networks.of(params), inputs["u"], settings["rho"]
+    x, K = [inputs["x.0"], inputs["x.1"]], u.shape[1]
+    present = inputs.get("present", torch.ones(M, len(x[0]), dtype=bool))
+    named = {f"m{m}": a * here[:, None] for m, (a, here) in enumerate(zip(x, present))}
+    data = MultimodalBaseDataset(named)
+    if not present.all():
+        data = IncompleteDataset(named, {f"m{m}": here for m, here in enumerate(present)})
 
     def run(loss):
         mmvae = model(networks, loss, K, rho)
@@ -272,13 +290,33 @@ def record_multivae(case, seed, K, B, rho=(1.0, 1.0), missing=False, iwae=False)
     value, plain = run("iwae_looser")
     gradients = {"grad.tighter_bound": plain} if iwae else {
         "dreg_gradient": run("dreg_looser")[1], "grad.looser_bound": plain}
+    return {"tighter_bound" if iwae else "looser_bound": value,
+            **{f"{name}.{key}": g for name, named in gradients.items()
+               for key, g in named.items()}}
+
+
+def derive_iwae(inputs, params, settings):
+    return derive_multivae(inputs, params, settings, iwae=True)
+
+
+def record_multivae(case, seed, K, B, rho=(1.0, 1.0), missing=False, iwae=False):
+    rng = start(seed)
+    params = Networks.drawn(rng, 0.7).named(lambda p: p.detach())
+    x, u = draws(rng, K, B)
+    present = torch.ones(M, B, dtype=bool)
+    if missing:
+        present = torch.from_numpy(rng.random((M, B)) < 0.5)
+        present[seed % M] |= ~present.any(dim=0)
+        x = [a * here[:, None] for a, here in zip(x, present)]
+    given, settings = inputs(x, u, **({} if iwae else {"present": present})), {"rho": rho}
     save(f"{PAPER}/{'multivae_iwae' if iwae else 'multivae'}/{case}", seed=seed, packages=PACKAGES,
          source={**MULTIVAE, "entry": "multivae.models.MMVAE" + (".iwae" if iwae else "")},
-         **{"in": inputs(x, u, **({} if iwae else {"present": present}))},
-         param=networks.named(lambda p: p.detach()), set={"rho": rho},
-         out={"tighter_bound" if iwae else "looser_bound": value,
-              **{f"{name}.{key}": g for name, named in gradients.items()
-                 for key, g in named.items()}})
+         **{"in": given}, param=params, set=settings,
+         out=derive_multivae(given, params, settings, iwae))
+
+
+DERIVATIONS = {"bounds": derive_bounds, "multivae": derive_multivae, "multivae_iwae": derive_iwae}
+THIRD_PARTY = {"multivae": "multivae", "multivae_iwae": "multivae"}
 
 
 if __name__ == "__main__":
