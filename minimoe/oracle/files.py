@@ -401,7 +401,6 @@ def _widened(halves):
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 COST = {b",": 72, b"[": 96, b"{": 320, b":": 400}   # bytes at most that Python takes for each
-PLAIN, WIDE = 3, 9     # and of text: as read, as text, and once more in it; with 4 bytes a letter
 NOT_IN_JSON = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -416,8 +415,7 @@ def _json(file, size):
 
 def _parsed(data):
     """The object in the bytes of JSON; RunError where a key is there twice."""
-    cost = sum(data.count(mark) * cost for mark, cost in COST.items())
-    cost += len(data) * (PLAIN if data.isascii() and b"\\" not in data else WIDE)
+    cost = sum(data.count(mark) * cost for mark, cost in COST.items()) + _cost_of_text(data)
     if cost > 4 * len(data) + SMALL:
         raise RunError(f"has {len(data):,} bytes of JSON, which would take far more memory; "
                        f"save it as .npz or .safetensors")
@@ -437,6 +435,15 @@ def _parsed(data):
         raise RunError("holds no object of arrays by key")
     _check_number(len(parsed))
     return parsed
+
+
+def _cost_of_text(data):
+    """Bytes for the text itself and the strings in it, where one letter can make all wider."""
+    if data.isascii() and b"\\" not in data:
+        return 3 * len(data)                            # as read, as text, and strings
+    rest = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    strings = sum(match.end() - match.start() for match in re.finditer(rb'"[^"]*"', rest))
+    return (2 if data.isascii() else 5) * len(data) + 7 * strings
 
 
 def _without_duplicates(pairs):

@@ -456,6 +456,14 @@ def test_json_that_would_take_far_more_memory_than_it_is_long(in_json, text):
         f"save it as .npz or .safetensors")
 
 
+def test_a_letter_beyond_ascii_does_not_make_long_arrays_too_long(in_json, rng):
+    x = rng.standard_normal(100_000)
+    text = json.dumps({"__metadata__": {"by": "M\u00fcller"}, "x": x.tolist()})
+    assert len(text) > 2e6 and "\\u00fc" in text
+    assert same(read_file(in_json(text)).arrays, {"x": x})
+    assert same(read_file(in_json(text.replace("\\u00fc", "\u00fc"))).arrays, {"x": x})
+
+
 @pytest.mark.parametrize("format, write", [
     (".npz", lambda path: np.savez(path, **{str(i): np.ones(1) for i in range(4097)})),
     (".safetensors", lambda path: save_header(
@@ -515,6 +523,9 @@ def saved(save, *arrays):
     (".json", lambda: b'{"a": [' + b'"NaN",' * 150_000 + b"0]}"),
     (".json", lambda: b'{"a": [' + (b"9" * 4000 + b",") * 500 + b"0]}"),
     (".json", lambda: b'{"__metadata__": "' + b"a" * 2**22 + b'\\ud83d\\ude00"}'),
+    (".json", lambda: b'{"__metadata__": "' + b'\\\\\\"a' * 2**20 + b'\\ud83d\\ude00"}'),
+    (".json", lambda: '{"__metadata__": "\U0001f600%s"}'.encode() % (b"a" * 2**22)),
+    (".json", lambda: b'{"__metadata__": "' + b'\\"' * 2**21),
     (".json", lambda: b'{"' + b"k" * 2**23 + b'": 1}'),
     (".json", lambda: b'{"a":' + b"[" * 2**22),
 ])
