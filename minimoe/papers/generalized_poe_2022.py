@@ -476,9 +476,9 @@ def _targets(*changes):
 
 
 def _one_sure_one_not(arrays, rng):
-    """Of one dimension: an encoder whose variance is near exp(-12), and one of exp(12)."""
-    arrays["param.encoders.0.log_variance.b"][0] -= 12
-    arrays["param.encoders.1.log_variance.b"][0] += 12
+    """Of one dimension: an encoder whose variance is near exp(-8), and one of exp(8)."""
+    arrays["param.encoders.0.log_variance.b"][0] -= 8
+    arrays["param.encoders.1.log_variance.b"][0] += 8
 
 
 _MODEL = dict(M=2, J=2, D=3, H=4, W0=4, W1=3, U0=5, U1=3, kappas=[1.0, 0.75], beta=0.5)

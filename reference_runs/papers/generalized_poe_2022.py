@@ -53,8 +53,9 @@ def presence(rng, M, N, rate=0.5):
     return present
 
 
-def leaf(x):
-    return x.clone().requires_grad_()
+def leaves(inputs, *names):
+    """Those that are differentiated by."""
+    return {name: inputs[name].requires_grad_() for name in names}
 
 
 def gradients(name, scalar, given):
@@ -145,47 +146,54 @@ PRODUCTS = {
         "entry": "multivae.models.base.base_utils.stable_poe"})}
 
 
-def record_product(way, case, seed, M, N, D, S, of_datum=True, spread=1.0):
-    """Weights for each dimension or one for all (S), for each datum or one for all."""
-    product, packages, made = PRODUCTS[way]
-    rng = start(seed)
-    given = {"mean": leaf(3 * normal(rng, M, N, D)),
-             "log_variance": leaf(spread * normal(rng, M, N, D)),
-             "alpha": leaf(torch.exp(normal(rng, M, N if of_datum else 1, S)))}
-    present = presence(rng, M, N)
-    prior = {name: normal(rng, D) for name in ("mean", "log_variance", "log_weight")}
-    cotangent = normal(rng, N, D)
-
+def derive_product(inputs, params, settings, way="by_log_densities"):
+    given, present = leaves(inputs, "mean", "log_variance", "alpha"), inputs["present"]
+    (M, N, D), product = given["mean"].shape, PRODUCTS[way][0]
     heard = [[m for m in range(M) if present[m, n]] for n in range(N)]
     experts = given["mean"], given["log_variance"], given["alpha"].expand(M, N, D)
-    p0 = prior["mean"], prior["log_variance"], torch.exp(prior["log_weight"])
+    p0 = (inputs["prior.mean"], inputs["prior.log_variance"], torch.exp(inputs["prior.log_weight"]))
     one_more = [torch.cat([a, b.expand(1, N, D)]) for a, b in zip(experts, p0)]
+    return with_gradients(given, inputs["cotangent"], without_prior=product(*experts, heard),
+                          with_prior=product(*one_more, [[*row, M] for row in heard]))
+
+
+def record_product(way, case, seed, M, N, D, S, of_datum=True, spread=1.0):
+    """Weights for each dimension or one for all (S), for each datum or one for all."""
+    _, packages, made = PRODUCTS[way]
+    rng = start(seed)
+    given = {"mean": 3 * normal(rng, M, N, D), "log_variance": spread * normal(rng, M, N, D),
+             "alpha": torch.exp(normal(rng, M, N if of_datum else 1, S))}
+    present = presence(rng, M, N)
+    prior = {f"prior.{name}": normal(rng, D) for name in ("mean", "log_variance", "log_weight")}
+    inputs = {**given, "present": present, **prior, "cotangent": normal(rng, N, D)}
     save(f"{PAPER}/product/{way}_{case}", source=made, seed=seed, packages=packages,
-         **{"in": {**given, "present": present,
-                   **{f"prior.{name}": a for name, a in prior.items()}, "cotangent": cotangent}},
-         out=with_gradients(given, cotangent, without_prior=product(*experts, heard),
-                            with_prior=product(*one_more, [[*row, M] for row in heard])))
+         **{"in": inputs}, out=derive_product(inputs, {}, {}, way))
+
+
+def derive_multiview_ae(inputs, params, settings):
+    """``weightedProductOfExperts``; with weights 1 / M all, ``alphaProductOfExperts``."""
+    given = leaves(inputs, "mean", "log_variance", "alpha")
+    alpha = given["alpha"]
+    if (alpha == 1 / len(alpha)).all():
+        product = multiview_ae.alphaProductOfExperts()
+    else:
+        product, alpha = multiview_ae.weightedProductOfExperts(), alpha[:, 0]
+    return with_gradients(given, inputs["cotangent"],
+                          product=product(given["mean"], given["log_variance"], alpha))
 
 
 def record_multiview_ae(case, seed, M, N, D, uniform=False, spread=1.0):
-    """``weightedProductOfExperts``; with weights 1 / M all, ``alphaProductOfExperts``."""
     rng = start(seed)
-    given = {"mean": leaf(normal(rng, M, N, D)),
-             "log_variance": leaf(spread * normal(rng, M, N, D)),
-             "alpha": leaf(torch.from_numpy(rng.random((M, 1, D))))}
+    inputs = {"mean": normal(rng, M, N, D), "log_variance": spread * normal(rng, M, N, D),
+              "alpha": torch.from_numpy(rng.random((M, 1, D)))}
     if uniform:
-        given["alpha"] = leaf(torch.full((M, 1, D), 1 / M))
-        product, name = multiview_ae.alphaProductOfExperts(), "alphaProductOfExperts"
-        mean, log_variance = product(given["mean"], given["log_variance"], given["alpha"])
-    else:
-        product, name = multiview_ae.weightedProductOfExperts(), "weightedProductOfExperts"
-        mean, log_variance = product(given["mean"], given["log_variance"], given["alpha"][:, 0])
-    cotangent = normal(rng, N, D)
+        inputs["alpha"] = torch.full((M, 1, D), 1 / M)
+    name = "alphaProductOfExperts" if uniform else "weightedProductOfExperts"
+    inputs["cotangent"] = normal(rng, N, D)
     save(f"{PAPER}/multiview_ae/{case}", seed=seed, packages=("torch", "numpy", "multiviewae"),
          source={"kind": "third-party", "repository": "alawryaguila/multi-view-AE",
                  "commit": "1.1.8", "entry": f"multiviewae.base.representations.{name}"},
-         **{"in": {**given, "cotangent": cotangent}},
-         out=with_gradients(given, cotangent, product=(mean, log_variance)))
+         **{"in": inputs}, out=derive_multiview_ae(inputs, {}, {}))
 
 
 # -- Weights -------------------------------------------------------------------------------------
@@ -214,19 +222,22 @@ def weights_of(rule, scores, present):
 RULES = ("softmax_weights", "scaled_softmax_weights", "sigmoid_weights")
 
 
+def derive_weights(inputs, params, settings):
+    given, out = leaves(inputs, "scores"), {}
+    for rule in RULES:
+        alpha = weights_of(rule, given["scores"], inputs["present"])
+        out[rule] = alpha
+        out.update(gradients(rule, (alpha * inputs["cotangent"]).sum(), given))
+    return {**out, "fixed_weights": torch.clamp(inputs["constants"], 0, 1)}
+
+
 def record_weights(case, seed, M, N, S, scale=1.0):
     rng = start(seed)
-    scores, present = leaf(scale * normal(rng, M, N, S)), presence(rng, M, N)
-    cotangent, constants = normal(rng, M, N, S), 0.5 + normal(rng, M, 1, S)
-    out = {}
-    for rule in RULES:
-        alpha = weights_of(rule, scores, present)
-        out[rule] = alpha
-        out.update(gradients(rule, (alpha * cotangent).sum(), {"scores": scores}))
+    scores, present = scale * normal(rng, M, N, S), presence(rng, M, N)
+    inputs = {"scores": scores, "present": present, "cotangent": normal(rng, M, N, S),
+              "constants": 0.5 + normal(rng, M, 1, S)}
     save(f"{PAPER}/weights/{case}", source=source("the abstract of arXiv:2211.03587v1"), seed=seed,
-         **{"in": {"scores": scores, "present": present, "cotangent": cotangent,
-                   "constants": constants}},
-         out={**out, "fixed_weights": torch.clamp(constants, 0, 1)})
+         **{"in": inputs}, out=derive_weights(inputs, {}, {}))
 
 
 # -- Entropy changes -----------------------------------------------------------------------------
@@ -235,13 +246,10 @@ def entropy_of(log_variance):
     return Normal(torch.tensor(0.0), torch.exp(log_variance / 2)).entropy()
 
 
-def record_entropy(case, seed, M, N, D, prior_variance=1.0, wide=0.0):
-    """``wide`` is added to the experts' log-variances: the wider, the more are clipped."""
-    rng = start(seed)
-    given = {"mean": leaf(normal(rng, M, N, D)), "log_variance": leaf(wide + normal(rng, M, N, D))}
-    log_prior_variance = math.log(prior_variance) + 0.3 * normal(rng, D)
-    present = presence(rng, M, N)
-    cotangent = normal(rng, N, D)
+def derive_entropy(inputs, params, settings):
+    given, present = leaves(inputs, "mean", "log_variance"), inputs["present"]
+    log_prior_variance, cotangent = inputs["log_prior_variance"], inputs["cotangent"]
+    M, N, D = given["mean"].shape
     change = [[[torch.clamp(entropy_of(log_prior_variance[d]) - entropy_of(
         given["log_variance"][m, n, d]), min=0) for d in range(D)] for n in range(N)]
         for m in range(M)]
@@ -267,20 +275,27 @@ def record_entropy(case, seed, M, N, D, prior_variance=1.0, wide=0.0):
     def stacked(nested):
         return torch.stack([torch.stack([torch.stack(row) for row in rows]) for rows in nested])
 
+    return {"change": stacked(change), "normalized": stacked(alpha),
+            **with_gradients(given, cotangent, product=laid_out(products),
+                             committee=laid_out(committees))}
+
+
+def record_entropy(case, seed, M, N, D, prior_variance=1.0, wide=0.0):
+    """``wide`` is added to the experts' log-variances: the wider, the more are clipped."""
+    rng = start(seed)
+    given = {"mean": normal(rng, M, N, D), "log_variance": wide + normal(rng, M, N, D)}
+    log_prior_variance = math.log(prior_variance) + 0.3 * normal(rng, D)
+    inputs = {**given, "log_prior_variance": log_prior_variance, "present": presence(rng, M, N),
+              "cotangent": normal(rng, N, D)}
     save(f"{PAPER}/entropy/{case}", source=source(
         "arXiv:1410.7827v2 and Deisenroth and Ng 2015; entropies are torch.distributions.Normal's"),
-        seed=seed,
-        **{"in": {**given, "log_prior_variance": log_prior_variance, "present": present,
-                  "cotangent": cotangent}},
-        out={"change": stacked(change), "normalized": stacked(alpha),
-             **with_gradients(given, cotangent, product=laid_out(products),
-                              committee=laid_out(committees))})
+        seed=seed, **{"in": inputs}, out=derive_entropy(inputs, {}, {}))
 
 
 # -- The model -----------------------------------------------------------------------------------
 
 def network(rng, *names_and_shapes):
-    return {name: leaf(normal(rng, *shape)) for name, shape in names_and_shapes}
+    return {name: normal(rng, *shape) for name, shape in names_and_shapes}
 
 
 def linear(params, name, x):
@@ -291,21 +306,12 @@ def hidden(params, name, x):
     return torch.relu(linear(params, name, x))
 
 
-def record_model(case, seed, N, D, H, W, U, beta):
-    """Two modalities of widths W; a grey target and a label, of widths U."""
-    rng = start(seed)
-    layers = [(f"encoders.{m}.{part}", shape) for m in range(2) for part, shape in (
-        ("hidden.0", (W[m], H)), ("mean", (H, D)), ("log_variance", (H, D)))]
-    layers += [(f"credibility.{m}.{i}", shape) for m in range(2)
-               for i, shape in enumerate(((W[m], H), (H, D)))]
-    layers += [(f"decoders.{j}.{i}", shape) for j in range(2)
-               for i, shape in enumerate(((D, H), (H, U[j])))]
-    params = network(rng, *((f"{name}.{part}", size) for name, shape in layers
-                            for part, size in (("w", shape), ("b", shape[1:]))))
-    x = [normal(rng, N, width) for width in W]
-    grey = torch.from_numpy(rng.random((N, U[0])))
-    label = torch.from_numpy(rng.integers(U[1], size=N))
-    present, epsilon, kappas = presence(rng, 2, N, rate=0.8), normal(rng, N, D), rng.random(2) + 0.5
+def derive_model(inputs, params, settings):
+    """Two modalities; a grey target and a label."""
+    params, present, epsilon = leaves(params, *params), inputs["present"], inputs["epsilon"]
+    x, grey = (inputs["x.0"], inputs["x.1"]), inputs["target.0"]
+    label = inputs["target.1"].argmax(dim=1)
+    (N, D), kappas, beta = epsilon.shape, settings["kappas"], settings["beta"]
 
     def expert(m, x):
         h = hidden(params, f"encoders.{m}.hidden.0", x)
@@ -350,12 +356,36 @@ def record_model(case, seed, N, D, H, W, U, beta):
                     **with_deviation(name, torch.stack(means), torch.stack(log_variances)),
                     **{f"{name}.{key}": value for key, value in stacked.items()},
                     **gradients(f"{name}.elbo", stacked["elbo"].mean(), params)})
+    return out
+
+
+def record_model(case, seed, N, D, H, W, U, beta):
+    """Of widths W, targets of widths U."""
+    rng = start(seed)
+    layers = [(f"encoders.{m}.{part}", shape) for m in range(2) for part, shape in (
+        ("hidden.0", (W[m], H)), ("mean", (H, D)), ("log_variance", (H, D)))]
+    layers += [(f"credibility.{m}.{i}", shape) for m in range(2)
+               for i, shape in enumerate(((W[m], H), (H, D)))]
+    layers += [(f"decoders.{j}.{i}", shape) for j in range(2)
+               for i, shape in enumerate(((D, H), (H, U[j])))]
+    params = network(rng, *((f"{name}.{part}", size) for name, shape in layers
+                            for part, size in (("w", shape), ("b", shape[1:]))))
+    x = [normal(rng, N, width) for width in W]
+    grey = torch.from_numpy(rng.random((N, U[0])))
+    label = torch.from_numpy(rng.integers(U[1], size=N))
+    present, epsilon, kappas = presence(rng, 2, N, rate=0.8), normal(rng, N, D), rng.random(2) + 0.5
+    inputs = {"x.0": x[0], "x.1": x[1], "target.0": grey,
+              "target.1": torch.nn.functional.one_hot(label, U[1]).double(), "present": present,
+              "epsilon": epsilon}
+    settings = {"kappas": kappas, "beta": beta}
     save(f"{PAPER}/model/{case}", source=source("arXiv:2211.03587v1; arXiv:1802.05335v3, Eq. (2)"),
-         seed=seed,
-         **{"in": {"x.0": x[0], "x.1": x[1], "target.0": grey,
-                   "target.1": torch.nn.functional.one_hot(label, U[1]).double(),
-                   "present": present, "epsilon": epsilon}},
-         param=params, set={"kappas": kappas, "beta": beta}, out=out)
+         seed=seed, **{"in": inputs}, param=params, set=settings,
+         out=derive_model(inputs, params, settings))
+
+
+DERIVATIONS = {"product": derive_product, "multiview_ae": derive_multiview_ae,
+               "weights": derive_weights, "entropy": derive_entropy, "model": derive_model}
+THIRD_PARTY = {"multiview_ae": "multiviewae"}
 
 
 if __name__ == "__main__":
