@@ -168,4 +168,4 @@ def rounded(x, bits=BITS):
     Any shape, float64 -> the same
     """
     mantissa, exponent = np.frexp(x)
-    return np.ldexp(np.round(np.ldexp(mantissa, bits)), exponent - bits)
+    return np.asarray(np.ldexp(np.round(np.ldexp(mantissa, bits)), exponent - bits))

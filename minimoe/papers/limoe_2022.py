@@ -45,9 +45,9 @@ from minimoe.backend import namespace
 from minimoe.papers.sparsely_gated_2017 import noise_std_vmoe, noisy_logits
 from minimoe.papers.switch_2021 import router_z_loss
 from minimoe.papers.vmoe_2021 import (
-    BlockParams, EncoderParams, Router, VMoEOutput, VMoEParams, encode, highest_first,
-    importance_loss, largest_gate, load_loss, route_batch_prioritized, route_vanilla)
-from minimoe.routing.topk import group
+    BlockParams, EncoderParams, Router, VMoEOutput, VMoEParams, encode, highest_first, importance,
+    importance_loss, largest_gate, load, load_loss, route_batch_prioritized, route_vanilla)
+from minimoe.routing.topk import choice_margin, group
 
 IMAGE, TEXT = 0, 1
 M = 2
@@ -307,24 +307,33 @@ def contrastive_oracle(case):
                                     "loss": loss, "grad": grad(loss, leaves)})
 
 
+def _routed(router, routing):
+    """What a router found and who sits where, in the order of computation."""
+    expert, slot, keep, gate = routing
+    return {"noisy": router.noisy, "gates": router.gates, "expert": expert,
+            "margin": choice_margin(router.noisy, expert), "slot": slot, "keep": keep, "gate": gate}
+
+
 def losses_oracle(case):
     """Both allocations, every auxiliary loss, and its gradient by the logits."""
     clean, modality = Tensor(case.inputs["clean"]), case.inputs["modality"]
     used, E = modality >= 0, clean.shape[1]
     noisy = noisy_logits(clean, noise_std_vmoe(E), case.inputs["draws"])
-    gates = ops.softmax(noisy)
-    found = {}
+    router = Router(clean, noisy, ops.softmax(noisy))
+    places, found = {}, {}
     for name, route in (("vanilla", route_vanilla), ("priority", route_batch_prioritized)):
-        routing = route(stop_gradient(gates), case.settings["capacity"], 1, used=used)
+        routing = route(stop_gradient(router.gates), case.settings["capacity"], 1, used=used)
+        places = _routed(router, routing)
         counts = usage(routing, modality, E)
-        found[name] = {"keep": routing.keep[:, 0], **counts._asdict(),
+        found[name] = {"slot": places.pop("slot"), "keep": places.pop("keep"), **counts._asdict(),
                        "success": success_rate(counts)}
     layer = VMoEOutput(None, importance_loss(clean, used=used),
-                       load_loss(clean, noisy, 1, used=used), routing, Router(clean, noisy, gates))
+                       load_loss(clean, noisy, 1, used=used), routing, router)
     losses = auxiliary_losses(layer, modality, case.settings["soft_minimum"])
     losses = {name: loss for name, loss in losses._asdict().items() if loss is not None}
     return tree.map(stop_gradient, {
-        "expert": routing.expert[:, 0], "order": highest_first(largest_gate(gates, 1)), **found,
+        **places, "order": highest_first(largest_gate(router.gates, 1)), **found,
+        "importance": importance(clean, used=used)[0], "load": load(clean, noisy, 1, used=used)[0],
         "loss": losses, "grad": {name: grad(loss, clean) for name, loss in losses.items()}})
 
 
@@ -340,7 +349,10 @@ def _tower_shapes():
 
 
 def tower_oracle(case):
-    """Two layers with experts, the losses of both, and the gradients of the loss of training."""
+    """Two layers with experts, the losses of both, and the gradients of the loss of training.
+
+    None of the keys' biases, which softmax takes away: they are rounding.
+    """
     leaves, inputs = tree.map(Tensor, case.params), case.inputs
     names = iter(tree.named_leaves(_tower_shapes()))
     params = tree.map(lambda letters: leaves[next(names)], _tower_shapes())
@@ -353,12 +365,14 @@ def tower_oracle(case):
     loss = training_loss(contrastive, losses)
     return tree.map(stop_gradient, {
         "modality": out.modality,
-        "layer": [{"expert": layer.routing.expert[:, 0], "keep": layer.routing.keep[:, 0],
+        "layer": [{"clean": layer.router.clean, **_routed(layer.router, layer.routing),
                    **usage(layer.routing, out.modality, layer.router.clean.shape[1])._asdict(),
-                   "clean": layer.router.clean, "loss": of._asdict()}
+                   "y": layer.y, "loss": of._asdict()}
                   for layer, of in zip(out.layers, losses)],
         "z_image": out.z_image, "z_text": out.z_text, "scores": found, "contrastive": contrastive,
-        "auxiliary": auxiliary_loss(losses), "loss": loss, "grad": grad(loss, leaves)})
+        "auxiliary": auxiliary_loss(losses), "loss": loss,
+        "grad": {name: g for name, g in grad(loss, leaves).items()
+                 if not name.endswith("b_key")}})
 
 
 TOWER = {"in.patches": "B S P", "in.words": "int B R", "in.draws": "L T E", "set.capacity": "",
@@ -372,4 +386,188 @@ ORACLES = {
                 "set.soft_minimum": "M"}, losses_oracle),
     "tower": (TOWER, tower_oracle),
     "tower_padded": ({**TOWER, "in.used": "bool B R"}, tower_oracle),
+}
+
+
+# -- Cases ---------------------------------------------------------------------------------------
+
+def _tokens(*modalities):
+    """So many tokens of each modality in a row, say (IMAGE, 12), (TEXT, 4); draws are normal."""
+    def change(arrays, rng):
+        arrays["in.draws"] = rng.standard_normal(arrays["in.draws"].shape)
+        modality = [m for m, n in modalities for _ in range(n)]
+        arrays["in.modality"] = arrays["in.modality"] + modality
+    return change
+
+
+def _exactly(*modalities):
+    """The same with draws that are multiples of 1/64."""
+    def change(arrays, rng):
+        draws = 4 * arrays["in.draws"] - 2
+        _tokens(*modalities)(arrays, rng)
+        arrays["in.draws"] = draws
+    return change
+
+
+def _of(modalities, alter):
+    def change(arrays, rng):
+        _tokens(*modalities)(arrays, rng)
+        alter(arrays)
+    return change
+
+
+def _ties(arrays):
+    """Logits of 0 and 1 without noise: many experts are equal, and many tokens as sure."""
+    arrays["in.clean"][:, :2] += 1
+    arrays["in.clean"] = 1.0 * (arrays["in.clean"] > 0)
+    arrays["in.draws"] *= 0
+
+
+def _all_equal(arrays):
+    arrays["in.clean"] *= 0
+    arrays["in.draws"] *= 0
+
+
+def _all_to_one(arrays):
+    """Expert 1 is everybody's; the others have some load, for they are not far behind."""
+    arrays["in.clean"] /= 8
+    arrays["in.clean"][:, 1] += 1
+    arrays["in.draws"] /= 4
+
+
+def _even(arrays):
+    """The noise alone decides, and importance and load are even."""
+    arrays["in.clean"] *= 0
+
+
+def _large(arrays):
+    """Tokens are all but sure."""
+    arrays["in.clean"] *= 4
+
+
+def _beyond_256(arrays):
+    """Experts from 256 upwards have the largest logits, by far."""
+    arrays["in.clean"][:, 256:] += 4
+
+
+def _pairs(arrays, rng):
+    """Words and normal draws; scales of layer norms as they are trained."""
+    arrays["in.draws"] = rng.standard_normal(arrays["in.draws"].shape)
+    arrays["in.words"] = rng.integers(len(arrays["param.word.table"]),
+                                      size=arrays["in.words"].shape)
+    for name in arrays:
+        if name.endswith(".scale"):
+            arrays[name] = 1 + arrays[name] / 8
+    arrays["param.t"] /= 4
+
+
+def _padded_pairs(arrays, rng):
+    _pairs(arrays, rng)
+    used = arrays["in.used"]
+    used[0, 2:] = used[-1, 1:] = False
+
+
+def _text_of_padding(arrays, rng):
+    _padded_pairs(arrays, rng)
+    arrays["in.used"][1] = False
+
+
+_BOTH = (IMAGE, 12), (TEXT, 4)
+_MIXED = (TEXT, 1), (IMAGE, 5), (TEXT, 3), (IMAGE, 6), (TEXT, 1)
+_SOME_PADDING = (IMAGE, 7), (-1, 1), (TEXT, 2), (-1, 2), (TEXT, 3), (-1, 1)
+_LOSSES = dict(T=16, E=4, soft_minimum=[4.0, 3.5])
+_TOWER = dict(B=3, S=4, R=3, T=21, L=2, P=3, D=6, A=2, W=3, H=5, E=4, V=6, Z=3,
+              soft_minimum=[4.0, 3.5])
+CASES = {
+    "pairs": ("contrastive", dict(B=6, D=8, Z=5)),
+    "one_pair": ("contrastive", dict(B=1, D=4, Z=3), "degenerate"),
+    "one_number": ("contrastive", dict(B=4, D=3, Z=1), "degenerate"),
+
+    "roomy": ("losses", dict(_LOSSES, capacity=16), "", _tokens(*_BOTH)),
+    "overflowing": ("losses", dict(_LOSSES, capacity=3), "drops", _tokens(*_BOTH)),
+    "in_any_order": ("losses", dict(_LOSSES, capacity=4), "drops", _tokens(*_MIXED)),
+    "exact": ("losses", dict(_LOSSES, capacity=4), "exact, drops", _exactly(*_BOTH)),
+    "threshold_met": ("losses", dict(_LOSSES, soft_minimum=[1.0, 1.5], capacity=16), "",
+                      _tokens(*_BOTH)),
+    "images_alone": ("losses", dict(_LOSSES, capacity=4), "drops, missing",
+                     _tokens((IMAGE, 16))),
+    "texts_alone": ("losses", dict(_LOSSES, capacity=4), "drops, missing",
+                    _tokens((TEXT, 16))),
+    "one_word": ("losses", dict(_LOSSES, capacity=16), "", _tokens((IMAGE, 15), (TEXT, 1))),
+    "padding": ("losses", dict(_LOSSES, capacity=3), "padding, drops", _tokens(*_SOME_PADDING)),
+    "padding_with_room": ("losses", dict(_LOSSES, capacity=16), "padding",
+                          _tokens(*_SOME_PADDING)),
+    "all_padding": ("losses", dict(_LOSSES, capacity=16), "padding, degenerate",
+                    _tokens((-1, 16))),
+    "ties": ("losses", dict(_LOSSES, capacity=3), "ties, drops", _of(_BOTH, _ties)),
+    "ties_everywhere": ("losses", dict(_LOSSES, capacity=5), "ties, drops, degenerate",
+                        _of(_BOTH, _all_equal)),
+    "balanced": ("losses", dict(_LOSSES, capacity=16), "balanced, degenerate", _of(_BOTH, _even)),
+    "all_to_one": ("losses", dict(_LOSSES, capacity=5), "drops, degenerate",
+                   _of(_BOTH, _all_to_one)),
+    "all_dropped": ("losses", dict(_LOSSES, capacity=0), "all dropped, drops, degenerate",
+                    _tokens(*_BOTH)),
+    "one_expert": ("losses", dict(_LOSSES, E=1, soft_minimum=[1.0, 1.0], capacity=9),
+                   "E=1, k=E, drops, degenerate", _tokens(*_BOTH)),
+    "large_logits": ("losses", dict(_LOSSES, capacity=16), "extreme", _of(_BOTH, _large)),
+    "wide": ("losses", dict(T=12, E=288, soft_minimum=[288.0, 20.0], capacity=1),
+             "wide, E>256, drops", _of(((IMAGE, 8), (TEXT, 4)), _beyond_256)),
+
+    "tower": ("tower", dict(_TOWER, capacity=21), "", _pairs),
+    "tower_of_few_slots": ("tower", dict(_TOWER, capacity=4), "drops", _pairs),
+    "tower_all_dropped": ("tower", dict(_TOWER, capacity=0), "all dropped, drops, degenerate",
+                          _pairs),
+    "tower_of_one_expert": ("tower", dict(_TOWER, E=1, soft_minimum=[1.0, 1.0], capacity=12),
+                            "E=1, k=E, drops, degenerate", _pairs),
+    "tower_of_one_pair": ("tower", dict(_TOWER, B=1, T=7, capacity=7), "degenerate", _pairs),
+    "tower_padded": ("tower_padded", dict(_TOWER, capacity=21), "padding", _padded_pairs),
+    "tower_padded_overflowing": ("tower_padded", dict(_TOWER, capacity=3), "padding, drops",
+                                 _padded_pairs),
+    "tower_with_a_text_of_padding": ("tower_padded", dict(_TOWER, capacity=21),
+                                     "padding, degenerate", _text_of_padding),
+}
+
+
+# -- Conventions ---------------------------------------------------------------------------------
+# What stands in for which function, in a copy of this file; it sees the file as it is, ``paper``.
+
+def _of_gates_without_noise(layer, modality, soft_minimum):
+    gates = ops.softmax(layer.router.clean)
+    return auxiliary_losses(layer._replace(router=layer.router._replace(gates=gates)), modality,
+                            soft_minimum)
+
+
+def _with_local_image(layers, enabled=LIMOE):
+    return auxiliary_loss(layers, (*enabled, "local_image"))
+
+
+def _added_over_layers(layers, enabled=LIMOE):
+    return sum(auxiliary_loss([layer], enabled) for layer in layers)
+
+
+def _z_loss_weighed(layers, enabled=LIMOE):
+    return auxiliary_loss([layer._replace(router_z=1e-3 * layer.router_z) for layer in layers],
+                          enabled)
+
+
+def _with_1e_8(u):
+    return normalized(u, 1e-8)
+
+
+def _of_other_sign(gates, soft_minimum):
+    return ops.relu(math.log(soft_minimum) - global_loss(gates))
+
+
+CONVENTIONS = {
+    "entropies are those of the gates without noise":
+        {"auxiliary_losses": "_of_gates_without_noise"},
+    "the local loss of images is in use, too": {"auxiliary_loss": "_with_local_image"},
+    "losses of several layers are added up, not averaged":
+        {"auxiliary_loss": "_added_over_layers"},
+    "the z-loss has a weight of 1e-3 of its own": {"auxiliary_loss": "_z_loss_weighed"},
+    "tokens are served in their order, not by priority":
+        {"route_batch_prioritized": lambda paper: paper.route_vanilla},
+    "1e-8 is added to lengths, as in the authors' later code": {"normalized": "_with_1e_8"},
+    "the threshold is max(0, tau + H), as one implementation has it, which rewards collapse":
+        {"thresholded_global_loss": "_of_other_sign"},
 }

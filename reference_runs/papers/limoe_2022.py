@@ -26,17 +26,18 @@ IN_USE = ("importance", "load", "router_z", "local_text", "global_image", "globa
 
 # -- transformers --------------------------------------------------------------------------------
 
-def record_contrastive(case, seed, B, D, Z, dtype=torch.float64):
-    rng = start(seed)
+def record(kind, case, source, seed, inputs, params, settings, packages=("torch", "numpy")):
+    out = DERIVATIONS[kind](inputs, params, settings)
+    save(f"{PAPER}/{kind}/{case}", source=source, seed=seed, packages=packages,
+         **{"in": inputs, "param": params, "set": settings, "out": out})
 
-    def draw(*shape):
-        return torch.from_numpy(rng.standard_normal(shape)).to(dtype).requires_grad_()
 
-    pooled = {"image": draw(B, D), "text": draw(B, D)}
-    params = {"w_image": draw(D, Z), "w_text": draw(D, Z), "t": draw()}
+def contrastive(pooled, params, settings):
+    leaves = {name: a.requires_grad_() for name, a in {**pooled, **params}.items()}
+    D, Z = params["w_image"].shape
     config = CLIPConfig(projection_dim=Z, text_config={"hidden_size": D, "num_hidden_layers": 0},
                         vision_config={"hidden_size": D, "num_hidden_layers": 0})
-    model = CLIPModel(config).to(dtype)
+    model = CLIPModel(config).to(pooled["image"].dtype)
     model.vision_model, model.text_model = Pooled(pooled["image"]), Pooled(pooled["text"])
     for module, name in ((model.visual_projection, "w_image"), (model.text_projection, "w_text")):
         del module.weight
@@ -44,13 +45,21 @@ def record_contrastive(case, seed, B, D, Z, dtype=torch.float64):
     del model.logit_scale
     model.logit_scale = params["t"]
     out = model(return_loss=True)
-    leaves = {**pooled, **params}
     gradients = torch.autograd.grad(out.loss, leaves.values())
-    save(f"{PAPER}/contrastive/{case}", source=CLIP, seed=seed,
-         packages=("torch", "numpy", "transformers"), **{"in": pooled}, param=params,
-         out={"z_image": out.image_embeds, "z_text": out.text_embeds,
-              "scores": out.logits_per_image, "loss": out.loss,
-              **{f"grad.{name}": g for name, g in zip(leaves, gradients)}})
+    return {"z_image": out.image_embeds, "z_text": out.text_embeds, "scores": out.logits_per_image,
+            "loss": out.loss, **{f"grad.{name}": g for name, g in zip(leaves, gradients)}}
+
+
+def record_contrastive(case, seed, B, D, Z, dtype=torch.float64):
+    rng = start(seed)
+
+    def draw(*shape):
+        return torch.from_numpy(rng.standard_normal(shape)).to(dtype)
+
+    pooled = {"image": draw(B, D), "text": draw(B, D)}
+    params = {"w_image": draw(D, Z), "w_text": draw(D, Z), "t": draw()}
+    record("contrastive", case, CLIP, seed, pooled, params, {},
+           packages=("torch", "numpy", "transformers"))
 
 
 class Pooled(torch.nn.Module):
@@ -70,7 +79,10 @@ def entropy(p):
 
 
 def cv_squared(parts):
+    """0 where nobody is there."""
     mean = sum(parts) / len(parts)
+    if mean == 0:
+        return 0.0 * mean
     return sum((part - mean) ** 2 for part in parts) / len(parts) / mean ** 2
 
 
@@ -78,20 +90,25 @@ def log_sum_exp(row):
     return torch.log(sum(torch.exp(one) for one in row))
 
 
-def auxiliary_losses(clean, noisy, modality, soft_minimum):
-    """By name; a modality that is absent has no entropies. Padding, -1, is left out of all."""
-    T, E = clean.shape
+def shares(clean, noisy, there):
+    """Importance and load of each expert, over the tokens that are there."""
+    E = clean.shape[1]
     normal = torch.distributions.Normal(0.0, 1.0)
-    there = [i for i in range(T) if modality[i] >= 0]
-    importance, load = [0.0] * E, [0.0] * E
-    z = 0.0
+    importance, load = [0.0 * clean.sum()] * E, [0.0 * clean.sum()] * E
     for i in there:
         threshold = noisy[i, first_largest(noisy[i])]
         total = sum(torch.exp(one) for one in clean[i])
-        z = z + log_sum_exp(clean[i]) ** 2 / len(there)
         for e in range(E):
             importance[e] = importance[e] + torch.exp(clean[i, e]) / total
             load[e] = load[e] + 1 - normal.cdf((threshold - clean[i, e]) * E)      # sigma = 1 / E
+    return importance, load
+
+
+def auxiliary_losses(clean, noisy, modality, soft_minimum):
+    """By name; a modality that is absent has no entropies. Padding, -1, is left out of all."""
+    there = [i for i in range(len(clean)) if modality[i] >= 0]
+    importance, load = shares(clean, noisy, there)
+    z = sum((log_sum_exp(clean[i]) ** 2 / len(there) for i in there), 0.0 * clean.sum())
     losses = {"importance": cv_squared(importance), "load": cv_squared(load), "router_z": z}
     local, spread = {}, {}
     for m, name in enumerate(MODALITIES):
@@ -108,17 +125,33 @@ def first_largest(row):
 
 
 def seated(noisy, modality, capacity, by_priority):
-    """Expert, keep, and the order of the queue, in which padding does not stand."""
+    """Expert, place and keep, and the order of the queue, in which padding does not stand."""
     T, E = noisy.shape
     probs = torch.softmax(noisy.detach(), dim=-1)
     expert = [first_largest(probs[i]) for i in range(T)]
     order = sorted(range(T), key=lambda i: -float(probs[i].max())) if by_priority else range(T)
-    taken, keep = [0] * E, [False] * T
+    came, slot, keep = [0] * E, [0] * T, [False] * T
     for i in order:
-        if modality[i] >= 0 and taken[expert[i]] < capacity:
-            taken[expert[i]] += 1
-            keep[i] = True
-    return expert, keep, list(order)
+        if modality[i] >= 0:
+            slot[i] = came[expert[i]]
+            keep[i] = slot[i] < capacity
+            came[expert[i]] += 1
+    return expert, slot, keep, list(order)
+
+
+def routed(noisy, expert):
+    """What a router found, of one choice each."""
+    T = len(noisy)
+    gates = torch.stack([torch.exp(row - log_sum_exp(row)) for row in noisy])
+    margin = [row[e] - max([row[j] for j in range(len(row)) if j != e], default=-math.inf)
+              for row, e in zip(noisy.tolist(), expert)]
+    return {"noisy": noisy, "gates": gates, "expert": column(expert),
+            "margin": torch.tensor(margin, dtype=noisy.dtype)[:, None],
+            "gate": torch.stack([gates[i, expert[i]] for i in range(T)])[:, None]}
+
+
+def column(values):
+    return torch.tensor(values)[:, None]
 
 
 def counted(expert, keep, modality, E):
@@ -132,6 +165,25 @@ def counted(expert, keep, modality, E):
     return {"chosen": chosen, "kept": kept, "success": torch.tensor(rates, dtype=torch.float64)}
 
 
+def losses(inputs, params, settings):
+    clean, modality = inputs["clean"].requires_grad_(), inputs["modality"].tolist()
+    T, E = clean.shape
+    noisy, capacity = clean + inputs["draws"] / E, settings["capacity"]
+    found = {}
+    for name, by_priority in (("vanilla", False), ("priority", True)):
+        expert, slot, keep, order = seated(noisy, modality, capacity, by_priority)
+        counts = counted(expert, keep, modality, E)
+        found |= {f"{name}.{key}": value for key, value in
+                  {"slot": column(slot), "keep": column(keep), **counts}.items()}
+    importance, load = shares(clean, noisy, [i for i in range(T) if modality[i] >= 0])
+    of = auxiliary_losses(clean, noisy, modality, settings["soft_minimum"])
+    return {**routed(noisy, expert), "order": torch.tensor(order), **found,
+            "importance": torch.stack(importance), "load": torch.stack(load),
+            **{f"loss.{name}": loss for name, loss in of.items()},
+            **{f"grad.{name}": torch.autograd.grad(loss, clean, retain_graph=True)[0]
+               for name, loss in of.items()}}
+
+
 def record_losses(case, seed, modality, E, capacity, soft_minimum, scale=1.0, ties=False,
                   dtype=torch.float64):
     """``ties``: logits of 0 and 1 without noise, so that many are as sure as others."""
@@ -141,23 +193,10 @@ def record_losses(case, seed, modality, E, capacity, soft_minimum, scale=1.0, ti
     draws = torch.from_numpy(rng.standard_normal((T, E))).to(dtype)
     if ties:
         clean, draws = (clean > 0).to(dtype), 0 * draws
-    clean.requires_grad_()
-    noisy = clean + draws / E
-    losses = auxiliary_losses(clean, noisy, modality, soft_minimum)
-    found = {}
-    for name, by_priority in (("vanilla", False), ("priority", True)):
-        expert, keep, order = seated(noisy, modality, capacity, by_priority)
-        counts = counted(expert, keep, modality, E)
-        found |= {f"{name}.{key}": value for key, value in
-                  {"keep": torch.tensor(keep), **counts}.items()}
-    save(f"{PAPER}/losses/{case}", seed=seed,
-         source={"kind": "transcription", "of": PAPERS, "distribution": "torch.distributions"},
-         **{"in": {"clean": clean, "draws": draws, "modality": torch.tensor(modality)}},
-         set={"capacity": capacity, "soft_minimum": [float(s) for s in soft_minimum]},
-         out={"expert": torch.tensor(expert), "order": torch.tensor(order), **found,
-              **{f"loss.{name}": loss for name, loss in losses.items()},
-              **{f"grad.{name}": torch.autograd.grad(loss, clean, retain_graph=True)[0]
-                 for name, loss in losses.items()}})
+    record("losses", case,
+           {"kind": "transcription", "of": PAPERS, "distribution": "torch.distributions"}, seed,
+           {"clean": clean, "draws": draws, "modality": torch.tensor(modality)}, {},
+           {"capacity": capacity, "soft_minimum": [float(s) for s in soft_minimum]})
 
 
 # -- One tower, token by token -------------------------------------------------------------------
@@ -175,7 +214,8 @@ def attention(p, x, used):
                  for key, here in zip(keys, used)]
             for j in range(len(x)):
                 value = x[j] @ p["w_value"][:, a] + p["b_value"][a]
-                total = total + e[j] / sum(e) * value @ p["w_out"][a]
+                share = e[j] / sum(e) if any(used) else 0.0     # of padding alone, nothing is read
+                total = total + share * value @ p["w_out"][a]
         rows.append(total)
     return torch.stack(rows)
 
@@ -193,7 +233,7 @@ def experts(p, x, draws, modality, capacity):
     T, E = draws.shape
     clean = torch.stack([row @ p["w_router"] for row in x])
     noisy = clean + draws / E
-    expert, keep, _ = seated(noisy, modality, capacity, by_priority=True)
+    expert, slot, keep, _ = seated(noisy, modality, capacity, by_priority=True)
     y = []
     for i in range(T):
         e = expert[i]
@@ -201,7 +241,7 @@ def experts(p, x, draws, modality, capacity):
         gate = torch.exp(noisy[i, e] - log_sum_exp(noisy[i]))
         out = gate * (hidden @ p["w_out"][e] + p["b_out"][e])
         y.append(out if keep[i] else torch.zeros_like(out))
-    return y, (clean, noisy, expert, keep)
+    return y, (clean, noisy, expert, slot, keep, torch.stack(y))
 
 
 def tower(params, patches, words, used, draws, capacity):
@@ -231,6 +271,9 @@ def tower(params, patches, words, used, draws, capacity):
     z = ([], [])
     for row, (m, _, here) in zip(x, items):
         row = norm(part(params, "encoder.norm."), row)
+        if not any(here):                                   # nothing was said: a zero
+            z[m].append(0.0 * row[0] @ params[f"w_{MODALITIES[m]}"])
+            continue
         mean = sum(token for token, h in zip(row, here) if h) / sum(here)
         u = mean @ params[f"w_{MODALITIES[m]}"]
         z[m].append(u / torch.sqrt((u * u).sum()))
@@ -275,38 +318,53 @@ def record_tower(case, seed, B, capacity, soft_minimum, E=3, S=4, R=3, padded=Fa
     def draw(*shape):
         return torch.from_numpy(rng.standard_normal(shape)).to(dtype)
 
-    params = {name: p.requires_grad_() for name, p in tower_params(
-        draw, D=4, A=2, W=2, H=5, E=E, P=P, S=S, V=V, R=R, Z=Z).items()}
+    params = tower_params(draw, D=4, A=2, W=2, H=5, E=E, P=P, S=S, V=V, R=R, Z=Z)
     patches, draws = draw(B, S, P), draw(len(WITH_EXPERTS), B * (S + R), E)
     words = torch.from_numpy(rng.integers(V, size=(B, R)))
     length = rng.integers(1, R + 1, size=B) if padded else [R] * B
     used = torch.tensor([[r < n for r in range(R)] for n in length])
-    z_image, z_text, modality, routers = tower(params, patches, words, used, draws, capacity)
+    record("tower_padded" if padded else "tower", case,
+           {"kind": "transcription", "of": PAPERS + "; arXiv:2010.11929v2, Section 3.1",
+            "operators": "torch.nn.functional: layer_norm, gelu"}, seed,
+           {"patches": patches, "words": words, "draws": draws,
+            **({"used": used} if padded else {})}, params,
+           {"capacity": capacity, "soft_minimum": [float(s) for s in soft_minimum]})
+
+
+def training_step(inputs, params, settings):
+    """The loss of training of a tower, and what its layers found."""
+    params = {name: p.requires_grad_() for name, p in params.items()}
+    words, soft_minimum = inputs["words"], settings["soft_minimum"]
+    used = inputs.get("used", torch.ones(words.shape, dtype=torch.bool))
+    z_image, z_text, modality, routers = tower(params, inputs["patches"], words, used,
+                                               inputs["draws"], settings["capacity"])
+    B, E = len(words), inputs["draws"].shape[-1]
     scores = torch.exp(params["t"]) * torch.stack([torch.stack([u @ v for v in z_text])
                                                    for u in z_image])
     contrastive = -sum((torch.log_softmax(scores, 1) + torch.log_softmax(scores, 0))[j, j]
                        for j in range(B)) / (2 * B)
     found, auxiliary = {}, []
-    for layer, (clean, noisy, expert, keep) in enumerate(routers):
-        losses = auxiliary_losses(clean, noisy, modality, soft_minimum)
-        auxiliary += [losses[name] for name in IN_USE]
+    for layer, (clean, noisy, expert, slot, keep, y) in enumerate(routers):
+        of = auxiliary_losses(clean, noisy, modality, soft_minimum)
+        auxiliary += [of[name] for name in IN_USE]
         counts = counted(expert, keep, modality, E)
         del counts["success"]
         found |= {f"layer.{layer}.{key}": value for key, value in {
-            "expert": torch.tensor(expert), "keep": torch.tensor(keep), **counts,
-            "clean": clean, **{f"loss.{name}": loss for name, loss in losses.items()}}.items()}
+            "clean": clean, **routed(noisy, expert), "slot": column(slot), "keep": column(keep),
+            **counts, "y": y, **{f"loss.{name}": loss for name, loss in of.items()}}.items()}
     mean = sum(auxiliary) / len(auxiliary)
     loss = contrastive + 0.04 * mean
-    gradients = torch.autograd.grad(loss, params.values())
-    save(f"{PAPER}/{'tower_padded' if padded else 'tower'}/{case}", seed=seed,
-         source={"kind": "transcription", "of": PAPERS + "; arXiv:2010.11929v2, Section 3.1",
-                 "operators": "torch.nn.functional: layer_norm, gelu"},
-         **{"in": {"patches": patches, "words": words, "draws": draws,
-                   **({"used": used} if padded else {})}},
-         param=params, set={"capacity": capacity, "soft_minimum": [float(s) for s in soft_minimum]},
-         out={"modality": torch.tensor(modality), **found, "z_image": z_image, "z_text": z_text,
-              "scores": scores, "contrastive": contrastive, "auxiliary": mean, "loss": loss,
-              **{f"grad.{name}": g for name, g in zip(params, gradients)}})
+    gradients = torch.autograd.grad(loss, params.values(), allow_unused=True)
+    return {"modality": torch.tensor(modality), **found, "z_image": z_image, "z_text": z_text,
+            "scores": scores, "contrastive": contrastive, "auxiliary": mean, "loss": loss,
+            **{f"grad.{name}": torch.zeros_like(p) if g is None else g
+               for (name, p), g in zip(params.items(), gradients)
+               if not name.endswith("b_key")}}          # which softmax takes away: rounding
+
+
+DERIVATIONS = {"contrastive": contrastive, "losses": losses, "tower": training_step,
+               "tower_padded": training_step}
+PACKAGES = {"contrastive": "transformers"}
 
 
 if __name__ == "__main__":
