@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from sklearn.neural_network import BernoulliRBM
 from torch.distributions import Categorical, Normal
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import logsigmoid, softplus as softplus_below
 
 from reference_runs.recorder import save, start
 
@@ -39,6 +39,13 @@ def coins(rng, *shape):
     return torch.from_numpy((rng.random(shape) < 0.5).astype(float))
 
 
+def record(kind, case, seed, source, inputs, params={}, settings={}, packages=("torch", "numpy")):
+    groups = {"in": inputs, "param": params, "set": settings}
+    save(f"{PAPER}/{kind}/{case}", seed=seed, source=source, packages=packages,
+         **{name: group for name, group in groups.items() if group},
+         out=DERIVATIONS[kind](inputs, params, settings))
+
+
 def gradients(name, value, leaves):
     """Of a scalar, by name."""
     for leaf in leaves.values():
@@ -58,24 +65,27 @@ def product(log_p):
     return Categorical(logits=joint).logits, torch.logsumexp(joint, dim=0)
 
 
+def derive_product(inputs, params, settings):
+    log_p, weights, cotangent = (inputs[name] for name in ("log_p", "weights", "cotangent"))
+
+    def pool():
+        return product(torch.stack([weights[m] * log_p[m] for m in range(len(log_p))]))[0]
+
+    log_product, log_normalizer = product(log_p)
+    return {"log_normalizer": log_normalizer, "log_product": log_product,
+            "log_opinion_pool": pool(),
+            **gradients("grad.log_product", lambda: product(log_p)[0] @ cotangent,
+                        {"log_p": log_p}),
+            **gradients("grad.log_opinion_pool", lambda: pool() @ cotangent,
+                        {"log_p": log_p, "weights": weights})}
+
+
 def record_product(case, seed, M, C, scale=1.0):
     rng = start(seed)
     log_p, weights = normal(rng, M, C, scale=scale), torch.softmax(normal(rng, M), dim=0)
-    cotangent = normal(rng, C)
-
-    def pool():
-        return product(torch.stack([weights[m] * log_p[m] for m in range(M)]))[0]
-
-    log_product, log_normalizer = product(log_p)
-    save(f"{PAPER}/product/{case}", seed=seed,
-         source=source("Eq. (1.1); Heskes 1998", log_product="torch.distributions.Categorical"),
-         **{"in": {"log_p": log_p, "weights": weights, "cotangent": cotangent}},
-         out={"log_normalizer": log_normalizer, "log_product": log_product,
-              "log_opinion_pool": pool(),
-              **gradients("grad.log_product", lambda: product(log_p)[0] @ cotangent,
-                          {"log_p": log_p}),
-              **gradients("grad.log_opinion_pool", lambda: pool() @ cotangent,
-                          {"log_p": log_p, "weights": weights})})
+    record("product", case, seed,
+           source("Eq. (1.1); Heskes 1998", log_product="torch.distributions.Categorical"),
+           {"log_p": log_p, "weights": weights, "cotangent": normal(rng, C)})
 
 
 # -- Unigauss experts ----------------------------------------------------------------------------
@@ -99,14 +109,10 @@ def unigauss_step(x, u, epsilon, box, params):
     return mean + epsilon / torch.sqrt(precision)
 
 
-def record_unigauss(case, seed, N, D, M, K, log_tau, logit_pi=0.0):
-    rng = start(seed)
-    params = {"logit_pi": logit_pi + normal(rng, M), "mu": uniform(rng, M, D),
-              "log_tau": log_tau + normal(rng, M, D)}
-    owner = rng.integers(0, M, N)           # data are where one of the experts puts them
-    x = params["mu"][owner] + torch.exp(-params["log_tau"][owner] / 2) * normal(rng, N, D)
-    u_choice, u_box = uniform(rng, K, N, M), uniform(rng, K, N, D)
-    epsilon, rate = normal(rng, K, N, D), 0.5
+def derive_unigauss(inputs, params, settings):
+    x, u_choice, epsilon, u_box = (inputs[name] for name in ("x", "u_choice", "epsilon", "u_box"))
+    (N, D), (K, _, M), rate = x.shape, u_choice.shape, settings["rate"]
+    params = {name: params[name] for name in ("logit_pi", "mu", "log_tau")}      # as unigauss has
 
     def experts(x):
         return [unigauss(x, *expert) for expert in zip(*params.values())]
@@ -127,18 +133,31 @@ def record_unigauss(case, seed, N, D, M, K, log_tau, logit_pi=0.0):
     for m, i in itertools.product(range(M), range(D)):
         if params["log_tau"][m, i] > 10 and step["log_tau"][m, i] > 0:
             step["log_tau"][m, i] = 0
-    save(f"{PAPER}/unigauss/{case}", seed=seed,
-         source=source("Section 4, Eq. (3.6); its update as in I. Murray's replication",
-                       log_density="torch.distributions.Normal"),
-         **{"in": {"x": x, "u_choice": u_choice, "epsilon": epsilon, "u_box": u_box}},
-         param=params, set={"rate": rate},
-         out={"responsibilities": torch.stack([torch.stack([r for _, r in experts(v)]) for v in x]),
-              "log_density": torch.stack([torch.stack([p for p, _ in experts(v)]) for v in x]),
-              "reconstruction": torch.stack(reconstruction), **up,
-              **{f"update.{name}": p + rate * step[name] for name, p in params.items()}})
+    return {"responsibilities": torch.stack([torch.stack([r for _, r in experts(v)]) for v in x]),
+            "log_density": torch.stack([torch.stack([p for p, _ in experts(v)]) for v in x]),
+            "reconstruction": torch.stack(reconstruction), **up,
+            **{f"update.{name}": p + rate * step[name] for name, p in params.items()}}
+
+
+def record_unigauss(case, seed, N, D, M, K, log_tau, logit_pi=0.0):
+    rng = start(seed)
+    params = {"logit_pi": logit_pi + normal(rng, M), "mu": uniform(rng, M, D),
+              "log_tau": log_tau + normal(rng, M, D)}
+    owner = rng.integers(0, M, N)           # data are where one of the experts puts them
+    x = params["mu"][owner] + torch.exp(-params["log_tau"][owner] / 2) * normal(rng, N, D)
+    u_choice, u_box = uniform(rng, K, N, M), uniform(rng, K, N, D)
+    inputs = {"x": x, "u_choice": u_choice, "epsilon": normal(rng, K, N, D), "u_box": u_box}
+    record("unigauss", case, seed,
+           source("Section 4, Eq. (3.6); its update as in I. Murray's replication",
+                  log_density="torch.distributions.Normal"), inputs, params, {"rate": 0.5})
 
 
 # -- Restricted Boltzmann machines ---------------------------------------------------------------
+
+def softplus(x):
+    """torch's, which is x itself above 20, and yet 2e-9 from it."""
+    return softplus_below(x, threshold=700.0)
+
 
 def machine(rng, D, H, scale=1.0):
     return {"w": normal(rng, D, H, scale=scale), "a": normal(rng, D), "b": normal(rng, H)}
@@ -182,12 +201,10 @@ def persistent(params, chains):
     return v, torch.stack(h)
 
 
-def record_rbm(case, seed, N, D, H, K, R, scale=1.0, grey=False):
-    rng = start(seed)
-    params, v = machine(rng, D, H, scale), uniform(rng, N, D) if grey else coins(rng, N, D)
-    u_hidden, u_visible = uniform(rng, K, N, H), uniform(rng, K, N, D)
-    chains = {"h": coins(rng, R, H), "u_visible": uniform(rng, R, D),
-              "u_hidden": uniform(rng, R, H)}
+def derive_rbm(inputs, params, settings):
+    v, u_hidden, u_visible = (inputs[name] for name in ("v", "u_hidden", "u_visible"))
+    K, N, _ = u_hidden.shape
+    chains = {name: inputs[f"chains.{name}"] for name in ("h", "u_visible", "u_hidden")}
 
     steps, state = [], v
     for k in range(K):
@@ -202,23 +219,29 @@ def record_rbm(case, seed, N, D, H, K, R, scale=1.0, grey=False):
                           for side in (v, reconstruction))
     fantasies, h = persistent(params, chains)
     loss, contrastive = difference("contrastive_gradient", v, reconstruction, params)
-    save(f"{PAPER}/rbm/{case}", seed=seed,
-         source=source("Section 7, Eqs. (3.6), (7.4) and (9.1); Tieleman 2008"),
-         **{"in": {"v": v, "u_hidden": u_hidden, "u_visible": u_visible,
-                   **{f"chains.{name}": value for name, value in chains.items()}}}, param=params,
-         out={**{f"steps.{k}.{name}": torch.stack(value) for k, step in enumerate(steps)
-                 for name, value in step.items()},
-              "reconstruction": torch.stack(reconstruction), "h": h,
-              "positive_hidden": torch.stack(positive), "negative_hidden": torch.stack(negative),
-              **averages("positive", v, positive),
-              **averages("negative", reconstruction, negative),
-              "mean_field": torch.stack(mean_field),
-              "free_energy": torch.stack([-log_unnormalized(v_n, **params) for v_n in v]),
-              **contrastive,
-              **difference("mean_field_gradient", v, mean_field, params)[1],
-              **difference("persistent_gradient", v, fantasies, params)[1],
-              "loss": -loss, **{key.replace("contrastive_gradient", "grad.loss"): -g
-                                for key, g in contrastive.items()}})
+    return {**{f"steps.{k}.{name}": torch.stack(value) for k, step in enumerate(steps)
+               for name, value in step.items()},
+            "reconstruction": torch.stack(reconstruction), "h": h,
+            "positive_hidden": torch.stack(positive), "negative_hidden": torch.stack(negative),
+            **averages("positive", v, positive), **averages("negative", reconstruction, negative),
+            "mean_field": torch.stack(mean_field),
+            "free_energy": torch.stack([-log_unnormalized(v_n, **params) for v_n in v]),
+            **contrastive,
+            **difference("mean_field_gradient", v, mean_field, params)[1],
+            **difference("persistent_gradient", v, fantasies, params)[1],
+            "loss": -loss, **{key.replace("contrastive_gradient", "grad.loss"): -g
+                              for key, g in contrastive.items()}}
+
+
+def record_rbm(case, seed, N, D, H, K, R, scale=1.0, grey=False):
+    rng = start(seed)
+    params, v = machine(rng, D, H, scale), uniform(rng, N, D) if grey else coins(rng, N, D)
+    u_hidden, u_visible = uniform(rng, K, N, H), uniform(rng, K, N, D)
+    chains = {"h": coins(rng, R, H), "u_visible": uniform(rng, R, D),
+              "u_hidden": uniform(rng, R, H)}
+    record("rbm", case, seed, source("Section 7, Eqs. (3.6), (7.4) and (9.1); Tieleman 2008"),
+           {"v": v, "u_hidden": u_hidden, "u_visible": u_visible,
+            **{f"chains.{name}": value for name, value in chains.items()}}, params)
 
 
 class Draws:
@@ -241,32 +264,35 @@ class Draws:
         return found
 
 
-def record_scikit_learn(case, seed, N, D, H, scale=1.0):
-    rng = start(seed)
-    params = {name: p.numpy() for name, p in machine(rng, D, H, scale).items()}
-    v, h = coins(rng, N, D).numpy(), coins(rng, N, H).numpy()
-    u = {name: rng.random(shape) for name, shape in [
-        ("hidden", (N, H)), ("visible", (N, D)), ("h", (N, H)), ("v", (N, D))]}
-    place, learning_rate = rng.integers(0, D, N), 0.3
-
-    model = BernoulliRBM(n_components=H, learning_rate=learning_rate, batch_size=N)
-    model.components_, model.h_samples_ = params["w"].T.copy(), h.copy()
+def derive_scikit_learn(inputs, params, settings):
+    inputs, params = ({name: a.numpy() for name, a in group.items()} for group in (inputs, params))
+    v, (N, H) = inputs["v"], inputs["chains.h"].shape
+    model = BernoulliRBM(n_components=H, learning_rate=settings["learning_rate"], batch_size=N)
+    model.components_, model.h_samples_ = params["w"].T.copy(), inputs["chains.h"].copy()
     model.intercept_visible_, model.intercept_hidden_ = params["a"].copy(), params["b"].copy()
     out = {"hidden_probs": model.transform(v), "free_energy": model._free_energy(v)}
-    model.random_state_ = Draws(u["hidden"], u["visible"])
+    model.random_state_ = Draws(inputs["u_hidden"], inputs["u_visible"])
     out["gibbs"] = model.gibbs(v).astype(float)
+    place = inputs["flipped"].argmax(axis=1)
     with mock.patch("sklearn.neural_network._rbm.check_random_state", lambda _: Draws(place)):
         out["score_samples"] = model.score_samples(v)
-    model.random_state_ = Draws(u["v"], u["h"])
+    model.random_state_ = Draws(inputs["chains.u_visible"], inputs["chains.u_hidden"])
     model.partial_fit(v)
-    save(f"{PAPER}/scikit_learn/{case}", source=SCIKIT_LEARN, seed=seed,
-         packages=("scikit-learn", "numpy"),
-         **{"in": {"v": v, "u_hidden": u["hidden"], "u_visible": u["visible"], "chains.h": h,
-                   "chains.u_visible": u["v"], "chains.u_hidden": u["h"],
-                   "flipped": np.arange(D) == place[:, None]}},
-         param=params, set={"learning_rate": learning_rate},
-         out={**out, "h": model.h_samples_, "updated.w": model.components_.T,
-              "updated.a": model.intercept_visible_, "updated.b": model.intercept_hidden_})
+    return {**out, "h": model.h_samples_, "updated.w": model.components_.T,
+            "updated.a": model.intercept_visible_, "updated.b": model.intercept_hidden_}
+
+
+def record_scikit_learn(case, seed, N, D, H, scale=1.0):
+    rng = start(seed)
+    params, v, h = machine(rng, D, H, scale), coins(rng, N, D), coins(rng, N, H)
+    u = {name: uniform(rng, *shape) for name, shape in [
+        ("hidden", (N, H)), ("visible", (N, D)), ("h", (N, H)), ("v", (N, D))]}
+    place = torch.from_numpy(rng.integers(0, D, N))
+    record("scikit_learn", case, seed, SCIKIT_LEARN,
+           {"v": v, "u_hidden": u["hidden"], "u_visible": u["visible"], "chains.h": h,
+            "chains.u_visible": u["v"], "chains.u_hidden": u["h"],
+            "flipped": torch.arange(D) == place[:, None]}, params, {"learning_rate": 0.3},
+           ("scikit-learn", "numpy"))
 
 
 # -- Small machines, state by state --------------------------------------------------------------
@@ -309,13 +335,8 @@ def kl(q, log_p):
     return sum(q_c * (torch.log(q_c) - log_p_c) for q_c, log_p_c in zip(q, log_p) if q_c > 0)
 
 
-def record_enumeration(case, seed, D, H, k, scale=1.0, data=None):
-    rng = start(seed)
-    params = machine(rng, D, H, scale)
-    q = torch.softmax(normal(rng, 2 ** D), dim=0)
-    if data:
-        drawn = rng.integers(0, 2 ** D, data)
-        q = torch.from_numpy(np.bincount(drawn, minlength=2 ** D) / data)
+def derive_enumeration(inputs, params, settings):
+    q, k, (D, H) = inputs["q"], settings["k"], params["w"].shape
 
     def likelihood():
         return q @ log_probs_of_all(**params)[0]
@@ -337,27 +358,32 @@ def record_enumeration(case, seed, D, H, k, scale=1.0, data=None):
     for j in range(H):      # exp(b + w v) is what is not uniform, 1 what is
         on = sum(torch.exp(params["b"][j] + params["w"][:, j] @ v) for v in states(D))
         proportions.append(on / (2 ** D + on))
-    save(f"{PAPER}/enumeration/{case}", seed=seed,
-         source=source("Eqs. (1.1), (2.1), (3.1) and (3.6)"),
-         **{"in": {"q": q}}, param=params, set={"k": k},
-         out={"log_partition": log_z, "log_probs": log_p,
-              "expert_proportions": torch.stack(proportions),
-              "expert_log_probs": torch.stack(experts, dim=1), "reconstructed": q_k,
-              **gradients("exact_gradient", likelihood, params),
-              **gradients("expected_contrastive_gradient", direction, params),
-              "contrastive_divergence": divergence(),
-              **gradients("grad.contrastive_divergence", divergence, params)})
+    return {"log_partition": log_z, "log_probs": log_p,
+            "expert_proportions": torch.stack(proportions),
+            "expert_log_probs": torch.stack(experts, dim=1), "reconstructed": q_k,
+            **gradients("exact_gradient", likelihood, params),
+            **gradients("expected_contrastive_gradient", direction, params),
+            "contrastive_divergence": divergence(),
+            **gradients("grad.contrastive_divergence", divergence, params)}
+
+
+def record_enumeration(case, seed, D, H, k, scale=1.0, data=None):
+    rng = start(seed)
+    params = machine(rng, D, H, scale)
+    q = torch.softmax(normal(rng, 2 ** D), dim=0)
+    if data:
+        drawn = rng.integers(0, 2 ** D, data)
+        q = torch.from_numpy(np.bincount(drawn, minlength=2 ** D) / data)
+    record("enumeration", case, seed, source("Eqs. (1.1), (2.1), (3.1) and (3.6)"), {"q": q},
+           params, {"k": k})
 
 
 # -- Annealed importance sampling ----------------------------------------------------------------
 
-def record_annealing(case, seed, D, H, R, T):
-    """T steps between, hence T + 2 betas."""
-    rng = start(seed)
-    params, base = machine(rng, D, H), normal(rng, D)
-    betas = torch.from_numpy(np.sort(np.concatenate([[0.0, 1.0], rng.random(T)])))
-    u_start, u_hidden, u_visible = (uniform(rng, R, D), uniform(rng, T, R, H),
-                                    uniform(rng, T, R, D))
+def derive_annealing(inputs, params, settings):
+    base, betas, u_start, u_hidden, u_visible = (inputs[name] for name in (
+        "base", "betas", "u_start", "u_hidden", "u_visible"))
+    R, T, H = len(u_start), len(u_hidden), len(params["b"])
 
     def between(beta):
         return {"w": beta * params["w"], "a": (1 - beta) * base + beta * params["a"],
@@ -375,12 +401,24 @@ def record_annealing(case, seed, D, H, R, T):
         log_weights.append(log_w)
     w = torch.exp(torch.stack(log_weights))
     z = torch.prod(1 + torch.exp(base)) * 2 ** H * w.mean()
-    save(f"{PAPER}/annealing/{case}", seed=seed,
-         source=source("Section 7; Salakhutdinov and Murray 2008"),
-         **{"in": {"base": base, "betas": betas, "u_start": u_start, "u_hidden": u_hidden,
-                   "u_visible": u_visible}}, param=params,
-         out={"log_partition": torch.log(z), "log_weights": torch.stack(log_weights),
-              "effective": w.sum() ** 2 / (w ** 2).sum()})
+    return {"log_partition": torch.log(z), "log_weights": torch.stack(log_weights),
+            "effective": w.sum() ** 2 / (w ** 2).sum()}
+
+
+def record_annealing(case, seed, D, H, R, T):
+    """T steps between, hence T + 2 betas."""
+    rng = start(seed)
+    params, base = machine(rng, D, H), normal(rng, D)
+    betas = torch.from_numpy(np.sort(np.concatenate([[0.0, 1.0], rng.random(T)])))
+    record("annealing", case, seed, source("Section 7; Salakhutdinov and Murray 2008"),
+           {"base": base, "betas": betas, "u_start": uniform(rng, R, D),
+            "u_hidden": uniform(rng, T, R, H), "u_visible": uniform(rng, T, R, D)}, params)
+
+
+DERIVATIONS = {"product": derive_product, "unigauss": derive_unigauss, "rbm": derive_rbm,
+               "scikit_learn": derive_scikit_learn, "enumeration": derive_enumeration,
+               "annealing": derive_annealing}
+THIRD_PARTY = {"scikit_learn": "scikit-learn"}
 
 
 if __name__ == "__main__":
