@@ -15,6 +15,7 @@ from torch.distributions import Bernoulli, Normal
 
 from reference_runs.recorder import save, start
 
+torch.set_default_dtype(torch.float64)
 SOURCE = {"kind": "transcription",
           "of": "Jordan and Jacobs 1994, Eqs. (2.1)-(2.32) and Algorithm 2",
           "log_density": "torch.distributions.Normal and Bernoulli",
@@ -162,26 +163,12 @@ def online_step(params, x, y, log_h, settings, weighted):
 
 # -- A run ---------------------------------------------------------------------------------------
 
-def record(case, seed, N, D, O, branching, bernoulli=0, far=1.0, long=1.0, ridge=1e-3):
-    """``far`` scales the targets, ``long`` the last case's input."""
-    rng = start(seed)
-
-    def draw(*shape):
-        return torch.from_numpy(rng.standard_normal(shape))
-
-    x, y, cotangent = draw(N, D), far * draw(N, O), draw(N)
-    x[:, -1] = 1
-    x[-1] *= long
-    if bernoulli:
-        y = (y > 0).double()
-    w_gates = [draw(D, math.prod(branching[:level]), branches)
-               for level, branches in enumerate(branching)]
-    w_leaves = draw(D, math.prod(branching), O)
-    variance = torch.from_numpy(0.5 + rng.random(math.prod(branching)))
-    settings = {"bernoulli": bernoulli, "ridge": ridge, "newton_steps": 3, "variance_floor": 1e-2,
-                "decay": 0.9}
-    named = {**{f"w_gates.{level}": w for level, w in enumerate(w_gates)},
-             "w_leaves": w_leaves, "variance": variance}
+def derive(inputs, named, settings):
+    x, y, cotangent = inputs["x"], inputs["y"], inputs["cotangent"]
+    bernoulli, ridge, N = settings["bernoulli"], settings["ridge"], len(x)
+    w_gates = [named[f"w_gates.{level}"] for level in range(len(named) - 2)]
+    w_leaves, variance = named["w_leaves"], named["variance"]
+    branching = [w.shape[2] for w in w_gates]
 
     for w in named.values():
         w.requires_grad_()
@@ -225,24 +212,47 @@ def record(case, seed, N, D, O, branching, bernoulli=0, far=1.0, long=1.0, ridge
              "running": online_step(params, x[0], y[0], log_h_linear, settings, weighted=False),
              "running_weighted": online_step(params, x[0], y[0], log_h_linear, settings,
                                              weighted=True)}
-    save(f"hierarchical_1994/{case}", source=SOURCE, seed=seed,
-         **{"in": {"x": x, "y": y, "cotangent": cotangent}}, param=named, set=settings,
-         out={**{f"gates.{level}": torch.exp(g) for level, g in enumerate(log_g)},
-              "mu": at_leaves(cases, "mu"),
-              "prediction": torch.stack([found["output"] for found in cases]),
-              "log_density": log_density,
-              "log_likelihood": torch.stack([found["log_p"] for found in cases]),
-              **{f"h.{level}": torch.exp(h) for level, h in enumerate(log_h)},
-              **{f"paths.{level}": path for level, path in enumerate(paths)},
-              "Q": torch.stack(Q),
-              **{f"grad.log_likelihood.{name}": torch.zeros_like(w) if g is None else g
-                 for (name, w), g in zip(named.items(), gradients)},
-              **{f"{step}.{name}": value for step, values in steps.items()
-                 for name, value in values.items()}})
+    return {**{f"gates.{level}": torch.exp(g) for level, g in enumerate(log_g)},
+            "mu": at_leaves(cases, "mu"),
+            "prediction": torch.stack([found["output"] for found in cases]),
+            "log_density": log_density,
+            "log_likelihood": torch.stack([found["log_p"] for found in cases]),
+            **{f"h.{level}": torch.exp(h) for level, h in enumerate(log_h)},
+            **{f"paths.{level}": path for level, path in enumerate(paths)},
+            "Q": torch.stack(Q),
+            **{f"grad.log_likelihood.{name}": torch.zeros_like(w) if g is None else g
+               for (name, w), g in zip(named.items(), gradients)},
+            **{f"{step}.{name}": value for step, values in steps.items()
+               for name, value in values.items()}}
+
+
+def record(case, seed, N, D, O, branching, bernoulli=0, far=1.0, long=1.0, ridge=1e-3):
+    """``far`` scales the targets, ``long`` the last case's input."""
+    rng = start(seed)
+
+    def draw(*shape):
+        return torch.from_numpy(rng.standard_normal(shape))
+
+    x, y, cotangent = draw(N, D), far * draw(N, O), draw(N)
+    x[:, -1] = 1
+    x[-1] *= long
+    if bernoulli:
+        y = (y > 0).double()
+    named = {f"w_gates.{level}": draw(D, math.prod(branching[:level]), branches)
+             for level, branches in enumerate(branching)}
+    named["w_leaves"] = draw(D, math.prod(branching), O)
+    named["variance"] = torch.from_numpy(0.5 + rng.random(math.prod(branching)))
+    settings = {"bernoulli": bernoulli, "ridge": ridge, "newton_steps": 3, "variance_floor": 1e-2,
+                "decay": 0.9}
+    inputs = {"x": x, "y": y, "cotangent": cotangent}
+    save(f"hierarchical_1994/{case}", source=SOURCE, seed=seed, **{"in": inputs}, param=named,
+         set=settings, out=derive(inputs, named, settings))
+
+
+DERIVATIONS = {"": derive}
 
 
 if __name__ == "__main__":
-    torch.set_default_dtype(torch.float64)
     record("two_by_two", seed=0, N=12, D=3, O=2, branching=(2, 2))
     record("three_levels", seed=1, N=12, D=3, O=1, branching=(2, 2, 2))
     record("mixed_branching", seed=2, N=12, D=2, O=2, branching=(3, 1, 2))
