@@ -585,3 +585,150 @@ ORACLES = {
                                     ("deepctr", GATE_MLP, mmoe_deepctr))},
     "torch_rechub": (_run(RECHUB, **PACKAGES), torch_rechub_oracle),
 }
+
+
+# -- Cases ---------------------------------------------------------------------------------------
+
+def _training(missing=0.0, *alter):
+    """Some labels missing, some experts dropped from gates; weights of tasks are positive."""
+    def change(arrays, rng):
+        arrays["in.labelled"] = rng.random(arrays["in.labelled"].shape) >= missing
+        arrays["in.keep"] = rng.random(arrays["in.keep"].shape) < 0.75
+        arrays["in.task_weights"] = abs(arrays["in.task_weights"])
+        for one in alter:
+            one(arrays)
+    return change
+
+
+def _task_without_labels(arrays):
+    arrays["in.labelled"][0] = False
+
+
+def _nothing_kept(arrays):
+    """All experts dropped: the gates stay as they are."""
+    arrays["in.keep"][:] = False
+
+
+def _saturated(arrays):
+    """Each gate all but settled on one expert."""
+    arrays["param.moe.w_gate"] *= 16
+    arrays["param.one_gate"] *= 16
+
+
+def _even_gates(arrays):
+    arrays["param.moe.w_gate"] *= 0
+    arrays["param.one_gate"] *= 0
+
+
+def _normal_draw(near=None):
+    """Two vectors; with ``near`` the second is the first and so much of another."""
+    def change(arrays, rng):
+        draw = rng.standard_normal(arrays["in.draw"].shape)
+        if near is not None:
+            draw[1] = draw[0] + near * draw[1]
+        arrays["in.draw"], arrays["in.noise"] = draw, arrays["in.noise"] / 8
+    return change
+
+
+def _labels(binary):
+    """Labels of 0 and 1 for the tasks that are binary."""
+    def change(arrays, rng):
+        for k, is_binary in enumerate(binary):
+            if is_binary:
+                arrays["in.target"][k] = rng.integers(2, size=arrays["in.target"][k].shape)
+    return change
+
+
+def _package(kind, binary, **sizes):
+    return kind, dict(K=len(binary), binary=binary, **sizes), "", _labels(binary)
+
+
+_MODELS = dict(B=7, D=5, E=4, K=2, H=4, U=3, W=6)
+_FOUR = dict(alpha=[1.0, 2.0, 3.0, 4.0], beta=[0.0, 1.0, 4.0, 9.0])
+_BASELINES = dict(K=2, B=5, D=4, H=3, U=2, R=2, S=3, T=2)
+_SMALL = dict(D=5, H=4, U=3)
+CASES = {
+    "two_tasks": ("models", dict(_MODELS), "", _training()),
+    "three_tasks_missing_labels": ("models", dict(_MODELS, K=3), "missing", _training(0.4)),
+    "a_task_without_labels": ("models", dict(_MODELS), "missing, degenerate",
+                              _training(0.2, _task_without_labels)),
+    "no_labels": ("models", dict(_MODELS), "missing, degenerate", _training(1.0)),
+    "exact": ("models", dict(_MODELS), "exact", _training()),
+    "nothing_kept": ("models", dict(_MODELS), "degenerate", _training(0.0, _nothing_kept)),
+    "saturated_gates": ("models", dict(_MODELS), "extreme", _training(0.0, _saturated)),
+    "even_gates": ("models", dict(_MODELS), "degenerate", _training(0.0, _even_gates)),
+    "one_datum": ("models", dict(_MODELS, B=1), "one datum, degenerate", _training()),
+    "one_expert": ("models", dict(_MODELS, E=1), "E=1, degenerate", _training()),
+    "one_task": ("models", dict(_MODELS, K=1), "degenerate", _training()),
+    "one_expert_and_task": ("models", dict(_MODELS, E=1, K=1), "E=1, degenerate", _training()),
+    "wide": ("models", dict(_MODELS, B=3, D=3, E=288, H=2), "wide", _training()),
+
+    "half_related": ("generated_tasks", dict(_FOUR, B=12, D=6, p=0.5, c=1.0), "",
+                     _normal_draw()),
+    "unrelated": ("generated_tasks", dict(_FOUR, B=8, D=5, p=0.0, c=0.5), "", _normal_draw()),
+    "one_task_twice": ("generated_tasks", dict(_FOUR, B=6, D=5, p=1.0, c=0.25), "degenerate",
+                       _normal_draw()),
+    "opposite": ("generated_tasks", dict(B=6, D=2, p=-1.0, c=2.0, alpha=[1.0], beta=[0.5]),
+                 "degenerate", _normal_draw()),
+    "nearly_parallel": ("generated_tasks", dict(_FOUR, B=4, D=8, p=-0.25, c=1.0), "degenerate",
+                        _normal_draw(2**-4)),
+    "one_input": ("generated_tasks", dict(_FOUR, B=1, D=6, p=0.5, c=1.0), "one datum",
+                  _normal_draw()),
+
+    "baselines_of_two_tasks": ("baselines", dict(_BASELINES, strength=0.25)),
+    "baselines_of_three_tasks": ("baselines", dict(_BASELINES, K=3, D=3, H=5, U=3, B=2, R=3, S=2,
+                                                   strength=1.0)),
+    "baselines_of_rank_one": ("baselines", dict(_BASELINES, B=1, R=1, S=1, T=1, strength=2.0),
+                              "degenerate"),
+
+    "shared_bottom": _package("shared_bottom", [1, 1], B=7, **_SMALL),
+    "shared_bottom_mixed": _package("shared_bottom", [0, 1, 0], B=6, **_SMALL),
+    "shared_bottom_of_one_datum": _package("shared_bottom", [0, 1], B=1, **_SMALL),
+    "mmoe": _package("mmoe", [1, 1], B=7, E=3, J=6, **_SMALL),
+    "mmoe_mixed": _package("mmoe", [0, 1, 0], B=6, E=4, J=3, **_SMALL),
+    "mmoe_of_one_datum": _package("mmoe", [0, 1], B=1, E=2, J=3, **_SMALL),
+    "mmoe_of_many_experts": _package("mmoe", [0, 1], B=3, E=288, J=2, D=3, H=2, U=3),
+    "gates_after_a_network": _package("deepctr", [1, 1], B=7, E=3, J=6, G=4, **_SMALL),
+    "gates_after_a_network_of_regression": _package("deepctr", [0, 0], B=6, E=4, J=3, G=5,
+                                                    **_SMALL),
+    "gates_after_a_network_of_one_datum": _package("deepctr", [0, 1], B=1, E=2, J=3, G=2,
+                                                   **_SMALL),
+    "batch_norm": _package("torch_rechub", [1, 1], B=9, E=3, J=6, **_SMALL),
+    "batch_norm_mixed": _package("torch_rechub", [0, 1, 0], B=6, E=4, J=3, **_SMALL),
+    "batch_norm_of_one_expert_and_task": _package("torch_rechub", [0], B=6, E=1, J=3, **_SMALL),
+}
+
+
+# -- Conventions ---------------------------------------------------------------------------------
+# What stands in for which function, in a copy of this file; it sees the file as it is, ``paper``.
+
+def _summed_over_batch(losses, labelled=None, task_weights=1.0):
+    if labelled is not None:
+        losses = ops.where(labelled, losses, 0.0)
+    return (task_weights * losses.sum(axis=-1)).sum(axis=-1)
+
+
+def _mean_over_tasks(losses, labelled=None, task_weights=1.0):
+    return multi_task_loss(losses, labelled, task_weights) / losses.shape[-2]
+
+
+def _logits_for_probabilities(y, case):
+    return y, _predictions(y, case)[1]
+
+
+def _labels_of_less_noise(x, w, alpha, beta, noise):
+    return labels(x, w, alpha, beta, noise / 10)
+
+
+def _gate_as_it_is(gate, keep):
+    return gate
+
+
+CONVENTIONS = {
+    "the loss sums over the batch, as in DeepCTR-Torch": {"multi_task_loss": "_summed_over_batch"},
+    "the loss is the mean over tasks, as in torch-rechub": {"multi_task_loss": "_mean_over_tasks"},
+    "outputs of binary tasks are logits": {"_predictions": "_logits_for_probabilities"},
+    "the noise of labels has an SD of 0.01, not 0.1, as in Google Research's generator":
+        {"labels": "_labels_of_less_noise"},
+    "gates have no dropout, as in the text": {"gate_dropout": "_gate_as_it_is"},
+}

@@ -9,6 +9,7 @@ All unmodified, in float64: hooks read what goes between their modules. The kind
 generated_tasks and baselines are written from the paper, case by case and expert by expert.
 """
 import math
+from functools import partial
 from importlib.metadata import version
 
 import torch
@@ -27,9 +28,21 @@ def normal(rng, *shape, scale=1.0, dtype=torch.float64):
 
 
 def gradients(loss, leaves):
-    found = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True)
+    found = torch.autograd.grad(
+        loss, list(leaves.values()), retain_graph=True, allow_unused=True,
+    ) if loss.requires_grad else [None] * len(leaves)
     return {name: torch.zeros_like(leaf) if g is None else g
             for (name, leaf), g in zip(leaves.items(), found)}
+
+
+def record(kind, case, source, seed, inputs, params, settings, packages=("torch", "numpy")):
+    out = DERIVATIONS[kind](inputs, params, settings)
+    save(f"{PAPER}/{kind}/{case}", source=source, seed=seed, packages=packages,
+         **{"in": inputs, "param": params, "set": settings, "out": out})
+
+
+def tracked(arrays):
+    return {name: a.requires_grad_() for name, a in arrays.items()}
 
 
 def named(prefix, values):
@@ -77,32 +90,15 @@ def losses(y, target, labelled, task_weights):
             squared = squared + part * (y[k, b] - target[k, b]) ** 2
             sign = 1 if target[k, b] > 0 else -1
             logistic = logistic - part * F.logsigmoid(sign * y[k, b])
-    return {"squared": squared, "logistic": logistic}
+    return {name: torch.as_tensor(loss, dtype=y.dtype)
+            for name, loss in (("squared", squared), ("logistic", logistic))}
 
 
-def record_models(case, seed, B, D, E, K, H, U, W, scale=1.0, missing=0.0, task_weights=None,
-                  dtype=torch.float64):
-    rng = start(seed)
-
-    def draw(*shape):
-        return normal(rng, *shape, scale=scale, dtype=dtype).requires_grad_()
-
-    params = {"bottom.bottom.0.w": draw(1, D, W), "bottom.bottom.0.b": draw(1, W),
-              "bottom.towers.0.w": draw(K, W, U), "bottom.towers.0.b": draw(K, U),
-              "bottom.towers.1.w": draw(K, U, 1), "bottom.towers.1.b": draw(K, 1),
-              "one_gate": draw(1, D, E),
-              "moe.experts.0.w": draw(E, D, H), "moe.experts.0.b": draw(E, H),
-              "moe.w_gate": draw(K, D, E),
-              "moe.towers.0.w": draw(K, H, U), "moe.towers.0.b": draw(K, U),
-              "moe.towers.1.w": draw(K, U, 1), "moe.towers.1.b": draw(K, 1)}
-    x = normal(rng, B, D, dtype=dtype).requires_grad_()
-    target, cotangent = normal(rng, K, B, dtype=dtype), normal(rng, K, B, E, dtype=dtype)
-    labelled = torch.from_numpy(rng.random((K, B)) >= missing)
-    if missing:
-        labelled[0] = False                                  # a task without any label
-    keep = torch.from_numpy(rng.random((K, B, E)) < 0.7)
-    keep[0, 0] = False                                       # a case of which nothing is kept
-    task_weights = torch.tensor(task_weights or [1.0] * K, dtype=dtype)
+def models(inputs, params, settings):
+    x, params = inputs["x"].requires_grad_(), tracked(params)
+    target, cotangent, labelled, task_weights, keep = (
+        inputs[name] for name in ("target", "cotangent", "labelled", "task_weights", "keep"))
+    K, B, E = keep.shape
 
     def of_loss(y, leaves):
         found = losses(y, target, labelled, task_weights)
@@ -127,12 +123,50 @@ def record_models(case, seed, B, D, E, K, H, U, W, scale=1.0, missing=0.0, task_
             left = torch.stack([gate[i] if kept[i] else 0 * gate[i] for i in range(E)])
             rows.append(left / left.sum())
     dropped = torch.stack(rows).reshape(K, B, E)
-    out |= {"dropped.gate": dropped, **gradients((dropped * cotangent).sum(),
-                                                 {"dropped.grad": params["moe.w_gate"]})}
-    save(f"{PAPER}/models/{case}", seed=seed,
-         source={"kind": "transcription", "of": f"{TEXT}, Eqs. (1) and (5)-(8)"},
-         **{"in": {"x": x, "target": target, "labelled": labelled, "task_weights": task_weights,
-                   "keep": keep, "cotangent": cotangent}}, param=params, out=out)
+    return {**out, "dropped.gate": dropped,
+            **gradients((dropped * cotangent).sum(), {"dropped.grad": params["moe.w_gate"]})}
+
+
+def record_models(case, seed, B, D, E, K, H, U, W, scale=1.0, missing=0.0, task_weights=None,
+                  dtype=torch.float64):
+    rng = start(seed)
+
+    def draw(*shape):
+        return normal(rng, *shape, scale=scale, dtype=dtype)
+
+    params = {"bottom.bottom.0.w": draw(1, D, W), "bottom.bottom.0.b": draw(1, W),
+              "bottom.towers.0.w": draw(K, W, U), "bottom.towers.0.b": draw(K, U),
+              "bottom.towers.1.w": draw(K, U, 1), "bottom.towers.1.b": draw(K, 1),
+              "one_gate": draw(1, D, E),
+              "moe.experts.0.w": draw(E, D, H), "moe.experts.0.b": draw(E, H),
+              "moe.w_gate": draw(K, D, E),
+              "moe.towers.0.w": draw(K, H, U), "moe.towers.0.b": draw(K, U),
+              "moe.towers.1.w": draw(K, U, 1), "moe.towers.1.b": draw(K, 1)}
+    x = normal(rng, B, D, dtype=dtype)
+    target, cotangent = normal(rng, K, B, dtype=dtype), normal(rng, K, B, E, dtype=dtype)
+    labelled = torch.from_numpy(rng.random((K, B)) >= missing)
+    if missing:
+        labelled[0] = False                                  # a task without any label
+    keep = torch.from_numpy(rng.random((K, B, E)) < 0.7)
+    keep[0, 0] = False                                       # a case of which nothing is kept
+    task_weights = torch.tensor(task_weights or [1.0] * K, dtype=dtype)
+    record("models", case, {"kind": "transcription", "of": f"{TEXT}, Eqs. (1) and (5)-(8)"}, seed,
+           {"x": x, "target": target, "labelled": labelled, "task_weights": task_weights,
+            "keep": keep, "cotangent": cotangent}, params, {})
+
+
+def generated_tasks(inputs, params, settings):
+    draw, x, noise = (inputs[name] for name in ("draw", "x", "noise"))
+    p, c, alpha, beta = (settings[name] for name in ("p", "c", "alpha", "beta"))
+    u = torch.linalg.qr(draw.T)[0].T                         # by Householder, up to signs
+    u = torch.stack([u[i] * torch.sign((u[i] * draw[i]).sum()) for i in range(2)])
+    w = torch.stack([c * u[0], c * (p * u[0] + math.sqrt(1 - p * p) * u[1])])
+    y = torch.empty(2, len(x), dtype=torch.float64)
+    for k in range(2):
+        for b in range(len(x)):
+            z = float(w[k] @ x[b])
+            y[k, b] = z + sum(math.sin(a * z + s) for a, s in zip(alpha, beta)) + noise[k, b]
+    return {"u": u, "w": w, "y": y}
 
 
 def record_generated_tasks(case, seed, B, D, p, c, alpha, beta, near=None):
@@ -141,36 +175,19 @@ def record_generated_tasks(case, seed, B, D, p, c, alpha, beta, near=None):
     noise = normal(rng, 2, B, scale=0.1)
     if near is not None:                                     # two vectors almost the same
         draw[1] = draw[0] + near * draw[1]
-    u = torch.linalg.qr(draw.T)[0].T                         # by Householder, up to signs
-    u = torch.stack([u[i] * torch.sign((u[i] * draw[i]).sum()) for i in range(2)])
-    w = torch.stack([c * u[0], c * (p * u[0] + math.sqrt(1 - p * p) * u[1])])
-    y = torch.empty(2, B, dtype=torch.float64)
-    for k in range(2):
-        for b in range(B):
-            z = float(w[k] @ x[b])
-            y[k, b] = z + sum(math.sin(a * z + s) for a, s in zip(alpha, beta)) + noise[k, b]
-    save(f"{PAPER}/generated_tasks/{case}", seed=seed,
-         source={"kind": "transcription", "of": f"{TEXT}, Section 3.2, Eqs. (2)-(4)"},
-         **{"in": {"draw": draw, "x": x, "noise": noise}},
-         set={"p": p, "c": c, "alpha": alpha, "beta": beta}, out={"u": u, "w": w, "y": y})
+    record("generated_tasks", case,
+           {"kind": "transcription", "of": f"{TEXT}, Section 3.2, Eqs. (2)-(4)"}, seed,
+           {"draw": draw, "x": x, "noise": noise}, {},
+           {"p": p, "c": c, "alpha": alpha, "beta": beta})
 
 
-def record_baselines(case, seed, D, H, U, K, B, R, S, T, strength):
-    rng = start(seed)
-
-    def draw(*shape):
-        return normal(rng, *shape).requires_grad_()
-
-    network = {"bottom.0.w": (1, D, H), "bottom.0.b": (1, H), "towers.0.w": (K, H, U),
-               "towers.0.b": (K, U), "towers.1.w": (K, U, 1), "towers.1.b": (K, 1)}
-    params = {f"{which}.{name}": draw(*shape) for which in ("first", "second")
-              for name, shape in network.items()}
-    of_networks = dict(params)
-    params |= {"alpha": draw(K, K), "core": draw(R, S, T), "u_in": draw(D, R), "u_out": draw(H, S),
-               "u_task": draw(K, T)}
-    x, stitched_cotangent, weights_cotangent = draw(K, B, H), draw(K, B, H), draw(D, H, K)
-    penalty = strength * sum(((params[f"first.{name}"] - params[f"second.{name}"]) ** 2).sum()
-                             for name in network)
+def baselines(inputs, params, settings):
+    params, x = tracked(params), inputs["x"].requires_grad_()
+    K, (R, S, T) = len(x), params["core"].shape
+    of_networks = {name: p for name, p in params.items() if name.startswith(("first", "second"))}
+    network = [name.partition(".")[2] for name in of_networks if name.startswith("first")]
+    penalty = settings["strength"] * sum(
+        ((params[f"first.{name}"] - params[f"second.{name}"]) ** 2).sum() for name in network)
     stitched = torch.stack([sum(params["alpha"][k, j] * x[j] for j in range(K))
                             for k in range(K)])
     weights = sum(params["core"][a, b, t] * torch.einsum(
@@ -178,16 +195,29 @@ def record_baselines(case, seed, D, H, U, K, B, R, S, T, strength):
         for a in range(R) for b in range(S) for t in range(T))
     factors = {str(i): params[name] for i, name in enumerate(("core", "u_in", "u_out", "u_task"))}
     grads = {**named("penalty", gradients(penalty, of_networks)),
-             **named("stitched", gradients((stitched * stitched_cotangent).sum(),
+             **named("stitched", gradients((stitched * inputs["stitched_cotangent"]).sum(),
                                            {"alpha": params["alpha"], "x": x})),
-             **named("weights", gradients((weights * weights_cotangent).sum(), factors))}
-    save(f"{PAPER}/baselines/{case}", seed=seed,
-         source={"kind": "transcription", "of": f"{TEXT}, Section 6.1, the baselines"},
-         **{"in": {"x": x, "stitched_cotangent": stitched_cotangent,
-                   "weights_cotangent": weights_cotangent}}, param=params,
-         set={"strength": strength},
-         out={"penalty": penalty, "stitched": stitched, "weights": weights,
-              **named("grad", grads)})
+             **named("weights", gradients((weights * inputs["weights_cotangent"]).sum(), factors))}
+    return {"penalty": penalty, "stitched": stitched, "weights": weights, **named("grad", grads)}
+
+
+def record_baselines(case, seed, D, H, U, K, B, R, S, T, strength):
+    rng = start(seed)
+
+    def draw(*shape):
+        return normal(rng, *shape)
+
+    network = {"bottom.0.w": (1, D, H), "bottom.0.b": (1, H), "towers.0.w": (K, H, U),
+               "towers.0.b": (K, U), "towers.1.w": (K, U, 1), "towers.1.b": (K, 1)}
+    params = {f"{which}.{name}": draw(*shape) for which in ("first", "second")
+              for name, shape in network.items()}
+    params |= {"alpha": draw(K, K), "core": draw(R, S, T), "u_in": draw(D, R), "u_out": draw(H, S),
+               "u_task": draw(K, T)}
+    inputs = {"x": draw(K, B, H), "stitched_cotangent": draw(K, B, H),
+              "weights_cotangent": draw(D, H, K)}
+    record("baselines", case,
+           {"kind": "transcription", "of": f"{TEXT}, Section 6.1, the baselines"}, seed, inputs,
+           params, {"strength": strength})
 
 
 # -- The packages --------------------------------------------------------------------------------
@@ -209,6 +239,13 @@ def collected(kept, of):
     """Stacks of what ``of`` gives for each tensor, in our layout."""
     return {name: torch.stack([of(t).T if transposed else of(t) for t in tensors])
             for name, (tensors, transposed) in kept.items()}
+
+
+def put(kept, params):
+    """Our parameters in the places where the package keeps them."""
+    for name, (tensors, transposed) in kept.items():
+        for t, a in zip(tensors, params[name], strict=True):
+            t.data.copy_(a.T if transposed else a)
 
 
 def fill(rng, model, scale):
@@ -237,17 +274,15 @@ def third_party(repository, package, entry):
             "commit": f"v{version(package)}", "entry": entry}
 
 
-def record_deepctr(kind, case, seed, B, D, E, H, U, binary, J=None, G=None, scale=0.7):
-    """SharedBottom, MMOE without gate layers and MMOE with one."""
+def deepctr(kind, binary, D, E, H, U, J=None, G=None):
+    """SharedBottom, MMOE without gate layers or MMOE with one, and where it keeps parameters."""
     from deepctr_torch.inputs import DenseFeat
     from deepctr_torch.models import MMOE, SharedBottom
 
-    rng = start(seed)
-    K = len(binary)
     columns = [DenseFeat("x", D)]
     common = {"tower_dnn_hidden_units": (U,),
               "task_types": ["binary" if b else "regression" for b in binary],
-              "task_names": [f"task {k}" for k in range(K)], "l2_reg_embedding": 0}
+              "task_names": [f"task {k}" for k in range(len(binary))], "l2_reg_embedding": 0}
     if kind == "shared_bottom":
         model = SharedBottom(columns, bottom_dnn_hidden_units=(H,), **common).double()
         kept = stacks("bottom.0", [model.bottom_dnn.linears[0]], LINEAR)
@@ -263,9 +298,16 @@ def record_deepctr(kind, case, seed, B, D, E, H, U, binary, J=None, G=None, scal
     kept |= stacks("towers.0", [dnn.linears[0] for dnn in model.tower_dnn], LINEAR)
     kept |= stacks("towers.1", model.tower_dnn_final_layer, {"w": "weight"})
     kept |= stacks("towers.1", model.out, {"b": "bias"})
-    fill(rng, model, scale)
-    x, target = normal(rng, B, D).requires_grad_(), targets(rng, binary, B)
+    return model, kept
 
+
+def run_deepctr(kind, inputs, params, settings):
+    K, H, U = params["towers.0.w"].shape
+    E, J = params["experts.0.w"].shape[::2] if "experts.0.w" in params else (None, None)
+    G = params["w_gate"].shape[1] if kind == "deepctr" else None
+    x, target, binary = inputs["x"].requires_grad_(), inputs["target"], settings["binary"]
+    model, kept = deepctr(kind, binary, x.shape[1], E, H, U, J, G)
+    put(kept, params)
     out = {}
     if kind != "shared_bottom":
         experts, gates = listening(model.expert_dnn), listening(model.gate_dnn_final_layer)
@@ -279,26 +321,32 @@ def record_deepctr(kind, case, seed, B, D, E, H, U, binary, J=None, G=None, scal
     loss = sum(model.loss_func[k](predicted[:, k], target[k], reduction="sum") for k in range(K))
     g, = torch.autograd.grad(loss, x, retain_graph=True)
     loss.backward()
-    save(f"{PAPER}/{kind}/{case}", seed=seed, packages=("torch", "numpy", "deepctr-torch"),
-         source=third_party("shenweichen/DeepCTR-Torch", "deepctr-torch",
-                            f"deepctr_torch.models.{type(model).__name__}"),
-         **{"in": {"x": x, "target": target}}, param=collected(kept, lambda t: t.detach()),
-         set={"binary": binary},
-         out={**out, "predicted": predicted.T, "loss": loss,
-              **named("grad", {"x": g, **collected(kept, lambda t: t.grad)})})
+    return {**out, "predicted": predicted.T, "loss": loss,
+            **named("grad", {"x": g, **collected(kept, lambda t: t.grad)})}
 
 
-def record_torch_rechub(case, seed, B, D, E, J, H, U, binary, scale=0.7):
-    """MMOE. The inputs are rows of an embedding table, as dense ones are cast to float32."""
+def record_deepctr(kind, case, seed, B, D, E, H, U, binary, J=None, G=None, scale=0.7):
+    rng = start(seed)
+    model, kept = deepctr(kind, binary, D, E, H, U, J, G)
+    fill(rng, model, scale)
+    inputs = {"x": normal(rng, B, D), "target": targets(rng, binary, B)}
+    record(kind, case, third_party("shenweichen/DeepCTR-Torch", "deepctr-torch",
+                                   f"deepctr_torch.models.{type(model).__name__}"), seed, inputs,
+           collected(kept, lambda t: t.detach()), {"binary": binary},
+           packages=("torch", "numpy", "deepctr-torch"))
+
+
+def rechub(binary, B, D, E, J, H, U):
+    """MMOE, where it keeps parameters, and where statistics.
+
+    The inputs are rows of an embedding table, as dense ones are cast to float32.
+    """
     from torch_rechub.basic.features import SparseFeature
     from torch_rechub.models.multi_task import MMOE
-    from torch_rechub.utils.data import get_loss_func
 
-    rng = start(seed)
-    K = len(binary)
     types = ["classification" if b else "regression" for b in binary]
     model = MMOE([SparseFeature("x", vocab_size=B, embed_dim=D)], types, E, {"dims": [J, H]},
-                 [{"dims": [U]} for _ in range(K)]).double()
+                 [{"dims": [U]} for _ in binary]).double()
     kept = {}
     for i in range(2):
         for place, parts in ((4 * i, LINEAR), (4 * i + 1, NORM)):     # linear, norm, relu, dropout
@@ -307,9 +355,24 @@ def record_torch_rechub(case, seed, B, D, E, J, H, U, binary, scale=0.7):
         for place, parts in ((0, LINEAR), (1, NORM)):
             kept |= stacks(name, [net.mlp[place] for net in nets], parts)
     kept |= stacks("out", [net.mlp[4] for net in model.towers], LINEAR)
-    fill(rng, model, scale)
-    target, rows = targets(rng, binary, B), {"x": torch.arange(B)}
+    statistics = {"mean": "running_mean", "variance": "running_var"}
+    running = {}
+    for name, nets, place in (("experts.0", model.experts, 1), ("experts.1", model.experts, 5),
+                              ("gates", model.gates, 1), ("towers.0", model.towers, 1)):
+        running |= stacks(name, [net.mlp[place] for net in nets], statistics)
+    return model, types, kept, running
+
+
+def torch_rechub(inputs, params, settings):
+    from torch_rechub.utils.data import get_loss_func
+
+    (B, D), (E, _, J), (K, H, U) = (a.shape for a in (
+        inputs["x"], params["experts.0.w"], params["towers.0.w"]))
+    model, types, kept, running = rechub(settings["binary"], B, D, E, J, H, U)
+    put(kept, params)
+    target, rows = inputs["target"], {"x": torch.arange(B)}
     x = model.embedding.embed_dict["x"].weight
+    x.data.copy_(inputs["x"])
 
     experts, gates, before = map(listening, (model.experts, model.gates, model.towers))
     predicted = model.train()(rows)                          # [B, K]
@@ -318,23 +381,33 @@ def record_torch_rechub(case, seed, B, D, E, J, H, U, binary, scale=0.7):
            "mixed": torch.stack([before[k][0][0] for k in range(K)])}
     loss = sum(get_loss_func(types[k])(predicted[:, k], target[k]) for k in range(K)) / K
     loss.backward()
-    statistics = {"mean": "running_mean", "variance": "running_var"}
-    running = {}
-    for name, nets, place in (("experts.0", model.experts, 1), ("experts.1", model.experts, 5),
-                              ("gates", model.gates, 1), ("towers.0", model.towers, 1)):
-        running |= stacks(name, [net.mlp[place] for net in nets], statistics)
     running = {name: value.clone() for name, value in collected(running, lambda t: t).items()}
     evaluated = model.eval()(rows)
-    save(f"{PAPER}/torch_rechub/{case}", seed=seed, packages=("torch", "numpy", "torch-rechub"),
-         source=third_party("datawhalechina/torch-rechub", "torch-rechub",
-                            "torch_rechub.models.multi_task.MMOE"),
-         **{"in": {"x": x, "target": target}}, param=collected(kept, lambda t: t.detach()),
-         set={"binary": binary},
-         out={**out, "predicted": predicted.T, "loss": loss, **named("running", running),
-              "evaluated": evaluated.T,
-              **named("grad", {"x": x.grad, **{
-                  name: g for name, g in collected(kept, lambda t: t.grad).items()
-                  if name == "out.b" or not name.endswith(".b")}})})     # rounding before a norm
+    return {**out, "predicted": predicted.T, "loss": loss, **named("running", running),
+            "evaluated": evaluated.T,
+            **named("grad", {"x": x.grad, **{
+                name: g for name, g in collected(kept, lambda t: t.grad).items()
+                if name == "out.b" or not name.endswith(".b")}})}     # rounding before a norm
+
+
+def record_torch_rechub(case, seed, B, D, E, J, H, U, binary, scale=0.7):
+    rng = start(seed)
+    model, _, kept, _ = rechub(binary, B, D, E, J, H, U)
+    fill(rng, model, scale)
+    inputs = {"x": model.embedding.embed_dict["x"].weight.detach(),
+              "target": targets(rng, binary, B)}
+    record("torch_rechub", case, third_party("datawhalechina/torch-rechub", "torch-rechub",
+                                             "torch_rechub.models.multi_task.MMOE"), seed, inputs,
+           collected(kept, lambda t: t.detach()), {"binary": binary},
+           packages=("torch", "numpy", "torch-rechub"))
+
+
+DERIVATIONS = {"models": models, "generated_tasks": generated_tasks, "baselines": baselines,
+               "shared_bottom": partial(run_deepctr, "shared_bottom"),
+               "mmoe": partial(run_deepctr, "mmoe"), "deepctr": partial(run_deepctr, "deepctr"),
+               "torch_rechub": torch_rechub}
+PACKAGES = {"shared_bottom": "deepctr-torch", "mmoe": "deepctr-torch", "deepctr": "deepctr-torch",
+            "torch_rechub": "torch-rechub"}
 
 
 if __name__ == "__main__":
