@@ -10,7 +10,7 @@ made twice is the same to the byte. Ids are never given to another case.
 """
 import hashlib
 import json
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -227,12 +227,13 @@ def _called(function):
     found, left = [], [function]
     while left:
         function = left.pop(0)
-        if function not in found:
+        if isinstance(function, partial):
+            left = [function.func, *filter(callable, function.args), *left]
+        elif (isinstance(function, FunctionType) and function not in found
+                and function.__module__.startswith("minimoe.papers.")):
             found.append(function)
             names = function.__globals__
-            left += [names[name] for name in _names(function.__code__)
-                     if isinstance(names.get(name), FunctionType)
-                     and names[name].__module__.startswith("minimoe.papers.")]
+            left += [names[name] for name in _names(function.__code__) if name in names]
     return found
 
 

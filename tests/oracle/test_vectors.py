@@ -3,6 +3,7 @@ import argparse
 import hashlib
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from minimoe.oracle.files import read_file
 from minimoe.oracle.schema import faults, read_schema
 from minimoe.oracle.variants import Variant
 from minimoe.oracle.vectors import FLAGS, FORMATS, VectorsError, vectors
+from minimoe.papers import switch_2021
 
 SOME = ["switch_2021/overflowing", "switch_2021/every_expert", "switch_2021/no_token",
         "switch_2021/exact_padding", "local_experts_1991/roomy"]
@@ -83,6 +85,17 @@ def test_a_file_of_json_needs_no_other(tmp_path):
     floats = [name.removeprefix("out.") for name, array in file.items()
               if name.startswith("out.") and array["dtype"] == "float64"]
     assert list(about["tolerances"]) == floats
+
+
+def test_the_equations_are_those_of_what_a_kind_of_run_calls():
+    """Of a partial, and through one, too."""
+    paper = switch_2021.switch_ffn.__globals__
+    called = module._called(partial(partial(paper["layer_oracle"]), paper["jitter"]))
+    assert {"layer_oracle", "jitter", "switch_ffn", "mean_probability"} <= {
+        function.__name__ for function in called}
+    assert "distillation_loss" not in {function.__name__ for function in called}
+    for kind in {(case.paper, case.kind): case for case in cases()}.values():
+        assert all(entry["equation"] for entry in module._equations(kind))
 
 
 def test_the_manifest_says_how_near_is_right(tmp_path):
