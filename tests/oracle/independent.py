@@ -142,6 +142,46 @@ def _cv_squared(v):
     return np.asarray(sum((a - mean)**2 for a in v) / len(v) / mean**2, v.dtype)
 
 
+def vmoe(c, r=exactly, by_priority=False):
+    """V-MoE's layer: the noise on the logits, queues as lists, rank after rank."""
+    T, E, k, G = len(c.x), c.w_router.shape[1], c.k, c.n_groups
+    clean = np.array([_row(x, c.w_router, r) for x in c.x]).reshape(T, E)
+    noisy = r(clean + r(c.z / np.asarray(E, c.z.dtype)))
+    gates = np.array([_softmax(row, r) for row in noisy]).reshape(T, E)
+    chosen = [_best(row, k) for row in noisy]
+    position, keep = np.zeros((T, k), int), np.zeros((T, k), bool)
+    importance, load = np.zeros((G, E), c.x.dtype), np.zeros((G, E), c.x.dtype)
+    for g in range(G):
+        tokens = [t for t in range(g * T // G, (g + 1) * T // G) if c.used[t]]
+        taken = [0] * E
+        for rank in range(k):
+            for t in sorted(tokens, key=lambda t: -max(gates[t])) if by_priority else tokens:
+                i = chosen[t][rank]
+                position[t, rank] = taken[i]
+                keep[t, rank] = taken[i] < c.capacity
+                taken[i] += 1
+        for t in tokens:
+            importance[g] += _softmax(clean[t], r)
+            for i in range(E):
+                above = (clean[t, i] - noisy[t, chosen[t][-1]]) * E
+                load[g, i] += 0.5 * math.erfc(-above / math.sqrt(2))
+    y = np.zeros_like(c.x)
+    for t in range(T):
+        for rank, i in enumerate(chosen[t]):
+            if keep[t, rank]:
+                hidden = r(_row(c.x[t], c.w_in[i], r) + c.b_in[i])
+                hidden = r(np.array([a / 2 * math.erfc(-a / math.sqrt(2)) for a in hidden],
+                                    c.x.dtype))
+                made = r(_row(hidden, c.w_out[i], r) + c.b_out[i])
+                y[t] = r(y[t] + r(gates[t, i] * made))
+    losses = {name: np.asarray(np.mean([_cv_squared(v) if v.any() else 0.0 for v in shares]),
+                               c.x.dtype)
+              for name, shares in (("importance_loss", importance), ("load_loss", load))}
+    return {"clean": clean, "noisy": noisy, "gates": gates,
+            "expert_index": np.array(chosen, int).reshape(T, k), "position_in_expert": position,
+            "keep": keep, "y": y, "importance": importance, "load": load, **losses}
+
+
 def local_experts(c, r=exactly):
     """The mixture of 1991: experts, gate, posterior, and all three errors."""
     N, E, O = len(c.x), c.w_experts.shape[1], c.w_experts.shape[2]
@@ -172,6 +212,10 @@ LAYERS = {
     "sparsely_gated_2017/layer": (sparsely_gated, lambda rng: dict(
         T=int(rng.integers(2, 17)), D=int(rng.integers(1, 9)), E=int(rng.integers(3, 9)),
         H=int(rng.integers(1, 9)), k=int(rng.integers(1, 3)))),
+    "vmoe_2021/layer": (vmoe, lambda rng: dict(
+        T=4 * int(rng.integers(1, 6)), D=int(rng.integers(1, 9)), E=int(rng.integers(2, 9)),
+        H=int(rng.integers(1, 9)), capacity=int(rng.integers(0, 7)), k=int(rng.integers(1, 3)),
+        n_groups=int(rng.choice([1, 2, 4])))),
     "local_experts_1991": (local_experts, lambda rng: dict(
         N=int(rng.integers(1, 9)), D=int(rng.integers(1, 6)), E=int(rng.integers(1, 6)),
         O=int(rng.integers(1, 4)))),

@@ -139,6 +139,8 @@ LAYERS = {    # by kind: settings but the capacity, and whether a single expert 
     "sparsely_gated_2017/layer_padded": (dict(k=1), True),
     "sparsely_gated_2017/layer_davidmrau": (dict(k=1), True),
     "sparsely_gated_2017/strictly_balanced": (dict(k=1), True),
+    "vmoe_2021/layer": (dict(k=1, n_groups=1), True),
+    "vmoe_2021/layer_batch_prioritized": (dict(k=1, n_groups=1), True),
 }
 
 

@@ -9,7 +9,8 @@ from minimoe.oracle.runs import Run
 from tests.oracle.independent import switch
 
 KINDS = [("switch_2021", "layer"), ("gshard_2020", "layer"), ("gshard_2020", "layer_padded"),
-         ("sparsely_gated_2017", "layer")]
+         ("sparsely_gated_2017", "layer"), ("vmoe_2021", "layer"),
+         ("vmoe_2021", "layer_batch_prioritized")]
 
 
 def paper_layer(case):
