@@ -629,8 +629,8 @@ _MINI = dict(RGB=3, C=2, Z=2, K=3, F=6)
 _TWO = dict(E=2, n_features=2, n_logits=2, F=2, EF=4, h=2, w=3, HW=6, U=4, H=4, W=6, K=3)
 
 CASES = {
-    "frrn_a": ("frrn_a", dict(B=2, H=32, W=48, h=2, w=3, **_A), "wide", _labels()),
-    "frrn_a_some_ignored": ("frrn_a", dict(B=3, H=32, W=32, h=2, w=2, **_A), "ignored, wide",
+    "frrn_a": ("frrn_a", dict(B=1, H=32, W=48, h=2, w=3, **_A), "wide", _labels()),
+    "frrn_a_some_ignored": ("frrn_a", dict(B=2, H=16, W=32, h=1, w=2, **_A), "ignored, wide",
                             _labels(ignored=0.25)),
     "frrn_a_all_ignored": ("frrn_a", dict(B=2, H=32, W=32, h=2, w=2, **_A),
                            "ignored, degenerate, wide", _labels(ignored=1.0)),

@@ -20,13 +20,12 @@ IGNORED = 250
 class Network:
     """A network's parameters, drawn when they are first asked for, and the statistics it met."""
 
-    def __init__(self, rng, running=None):
-        self.rng, self.params, self.batch, self.running = rng, {}, [], running
+    def __init__(self, rng=None, params=None, running=None):
+        self.rng, self.params, self.batch, self.running = rng, params or {}, [], running
 
     def get(self, name, *shape, near=0.0):
         if name not in self.params:
-            drawn = near + 0.4 * torch.from_numpy(self.rng.standard_normal(shape))
-            self.params[name] = drawn.requires_grad_()
+            self.params[name] = near + 0.4 * torch.from_numpy(self.rng.standard_normal(shape))
         return self.params[name]
 
     def conv_norm(self, name, x, size, n_out):
@@ -102,30 +101,48 @@ def streams(net, y, z, encoder, decoder, mode):
     return y, features, z
 
 
+def cross_entropy(logits, label):
+    """Of no label at all, 0."""
+    if (label == IGNORED).all():
+        return 0 * logits.sum()
+    return F.cross_entropy(logits, label, ignore_index=IGNORED)
+
+
+def network(function):
+    def derive(inputs, params, settings):
+        x, label, cotangent = inputs["x"].requires_grad_(), inputs["label"], inputs["cotangent"]
+        for w in params.values():
+            w.requires_grad_()
+        C, K = len(params["stem.scale"]), len(params["classes.b"])
+        Z = params["split.w"].shape[-1]
+        net = Network(params=params)
+        logits, features = function(net, x.permute(0, 3, 1, 2), C, Z, K)
+        loss = cross_entropy(logits, label)
+        seen, = torch.autograd.grad((features.permute(0, 2, 3, 1) * cotangent).sum(), x,
+                                    retain_graph=True)
+        gradients = torch.autograd.grad(loss, [x, *params.values()])
+        evaluating = Network(params=params, running=net.batch)
+        evaluated, _ = function(evaluating, x.permute(0, 3, 1, 2), C, Z, K)
+        return {"logits": logits.permute(0, 2, 3, 1), "features": features.permute(0, 2, 3, 1),
+                "loss": loss, "evaluated": evaluated.permute(0, 2, 3, 1),
+                **{f"running.{i}.{name}": value for i, pair in enumerate(net.batch)
+                   for name, value in zip(("mean", "variance"), pair)},
+                "grad.features.x": seen,
+                **{f"grad.loss.{name}": g for name, g in zip(["x", *params], gradients)}}
+    return derive
+
+
 def record_network(case, function, seed, B, H, W, C, Z, K, n_ignored=0):
     rng = start(seed)
     net = Network(rng)
-    x = torch.from_numpy(rng.standard_normal((B, H, W, 3))).requires_grad_()
+    x = torch.from_numpy(rng.standard_normal((B, H, W, 3)))
     label = torch.from_numpy(rng.integers(0, K, (B, H, W)))
     label.view(-1)[torch.from_numpy(rng.permutation(label.numel())[:n_ignored])] = IGNORED
-    logits, features = function(net, x.permute(0, 3, 1, 2), C, Z, K)
+    _, features = function(net, x.permute(0, 3, 1, 2), C, Z, K)          # which draws
     cotangent = torch.from_numpy(rng.standard_normal(features.permute(0, 2, 3, 1).shape))
-    loss = F.cross_entropy(logits, label, ignore_index=IGNORED)
-    seen, = torch.autograd.grad((features.permute(0, 2, 3, 1) * cotangent).sum(), x,
-                                retain_graph=True)
-    gradients = torch.autograd.grad(loss, [x, *net.params.values()])
-
-    evaluating = Network(rng, running=net.batch)
-    evaluating.params = net.params
-    evaluated, _ = function(evaluating, x.permute(0, 3, 1, 2), C, Z, K)
+    inputs = {"x": x, "label": label, "cotangent": cotangent}
     save(f"segmentation_2020/{case}", source=NETWORK, seed=seed,
-         **{"in": {"x": x, "label": label, "cotangent": cotangent}}, param=net.params,
-         out={"logits": logits.permute(0, 2, 3, 1), "features": features.permute(0, 2, 3, 1),
-              "loss": loss, "evaluated": evaluated.permute(0, 2, 3, 1),
-              **{f"running.{i}.{name}": value for i, pair in enumerate(net.batch)
-                 for name, value in zip(("mean", "variance"), pair)},
-              "grad.features.x": seen,
-              **{f"grad.loss.{name}": g for name, g in zip(["x", *net.params], gradients)}})
+         **{"in": inputs}, param=net.params, out=network(function)(inputs, net.params, {}))
 
 
 # -- The mixture ---------------------------------------------------------------------------------
@@ -168,21 +185,16 @@ def confusion(label, mixed, K):
     return counts
 
 
-def record_mixture(case, seed, E, B, H, W, h, w, n_features, K, hidden, scale=1.0, n_ignored=0):
-    rng = start(seed)
-
-    def draw(*shape):
-        return (scale * torch.from_numpy(rng.standard_normal(shape))).requires_grad_()
-
-    features = [draw(B, h, w, n_features) for _ in range(E)]
-    logits = [draw(B, H, W, K) for _ in range(E)]
-    label = torch.from_numpy(rng.integers(0, K, (B, H, W)))
-    label.view(-1)[torch.from_numpy(rng.permutation(label.numel())[:n_ignored])] = IGNORED
-    gate_params = {name: {"w_conv": draw(3, 3, E * n_features, G), "b_conv": draw(G),
-                          "w_hidden": draw(G, h * w, hidden), "b_hidden": draw(G, hidden),
-                          "w_out": draw(G, hidden, E), "b_out": draw(G, E)}
-                   for name, G in (("simple", 1), ("class_wise", K))}
-    extra = draw(3, 3, K, K)
+def derive_mixture(inputs, params, settings):
+    E = sum(name.startswith("logits.") for name in inputs)
+    features, logits = ([inputs[f"{name}.{e}"].requires_grad_() for e in range(E)]
+                        for name in ("features", "logits"))
+    for w in params.values():
+        w.requires_grad_()
+    label, K, extra = inputs["label"], logits[0].shape[-1], params["w_extra"]
+    gate_params = {gate: {name: params[f"{gate}.{name}"] for name in (
+        "w_conv", "b_conv", "w_hidden", "b_hidden", "w_out", "b_out")}
+        for gate in ("simple", "class_wise")}
     first, second, *_ = (o.argmax(-1) for o in logits)
     out = {}
     for name, params in gate_params.items():
@@ -191,7 +203,7 @@ def record_mixture(case, seed, E, B, H, W, h, w, n_features, K, hidden, scale=1.
         out[f"gate_logits.{name}"] = torch.stack(of_gates, 2)
         for ending, w_extra in (("", None), ("_extra", extra)):
             s = mixture(gates, logits, w_extra)
-            loss = F.cross_entropy(s, label, ignore_index=IGNORED)
+            loss = cross_entropy(s, label)
             wanted = {**{f"logits.{e}": a for e, a in enumerate(logits)},
                       **{f"features.{e}": a for e, a in enumerate(features)},
                       **{f"{name}.{key}": p for key, p in params.items()},
@@ -210,11 +222,34 @@ def record_mixture(case, seed, E, B, H, W, h, w, n_features, K, hidden, scale=1.
     out["mean_ensemble"] = torch.stack(logits).mean(0)
     out["max_ensemble"] = torch.stack(logits).amax(0)
     out["centred"] = logits[0] - logits[0].mean(-1, keepdim=True)
-    save(f"segmentation_2020/mixture/{case}", source=MIXTURE, seed=seed,
-         **{"in": {"label": label, **{f"features.{e}": a for e, a in enumerate(features)},
-                   **{f"logits.{e}": a for e, a in enumerate(logits)}}},
-         param={**{f"{name}.{key}": p for name, params in gate_params.items()
-                   for key, p in params.items()}, "w_extra": extra}, out=out)
+    return out
+
+
+def record_mixture(case, seed, E, B, H, W, h, w, n_features, K, hidden, scale=1.0, n_ignored=0):
+    rng = start(seed)
+
+    def draw(*shape):
+        return scale * torch.from_numpy(rng.standard_normal(shape))
+
+    features = {f"features.{e}": draw(B, h, w, n_features) for e in range(E)}
+    logits = {f"logits.{e}": draw(B, H, W, K) for e in range(E)}
+    label = torch.from_numpy(rng.integers(0, K, (B, H, W)))
+    label.view(-1)[torch.from_numpy(rng.permutation(label.numel())[:n_ignored])] = IGNORED
+    params = {}
+    for name, G in (("simple", 1), ("class_wise", K)):
+        for key, shape in (
+                ("w_conv", (3, 3, E * n_features, G)), ("b_conv", (G,)),
+                ("w_hidden", (G, h * w, hidden)), ("b_hidden", (G, hidden)),
+                ("w_out", (G, hidden, E)), ("b_out", (G, E))):
+            params[f"{name}.{key}"] = draw(*shape)
+    params["w_extra"] = draw(3, 3, K, K)
+    inputs = {"label": label, **features, **logits}
+    save(f"segmentation_2020/mixture/{case}", source=MIXTURE, seed=seed, **{"in": inputs},
+         param=params, out=derive_mixture(inputs, params, {}))
+
+
+DERIVATIONS = {"frrn_a": network(frrn_a), "frrn_mini": network(frrn_mini),
+               "mixture": derive_mixture}
 
 
 if __name__ == "__main__":
