@@ -115,8 +115,9 @@ def _before(report, name, other):
 def _close(finding, got, want, varied, dtype):
     if varied.dtype.kind != "f":
         return bool((got == varied).all())
-    scale = max(tolerances.scale(varied), tolerances.scale(want))    # what cancels may leave dust
-    bound = max(finding.tolerance or 0, tolerances.LEAST) * tolerances.EPS[dtype] * scale
+    eps = tolerances.EPS[tolerances.coarser(dtype, want)]
+    scale = max(tolerances.scale(varied), finding.scale or tolerances.scale(want))
+    bound = max(finding.tolerance or 0, tolerances.LEAST) * eps * scale
     return bool((tolerances.errors(got, varied) <= bound).all())
 
 

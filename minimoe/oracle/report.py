@@ -20,6 +20,7 @@ class Finding(NamedTuple):
     status: str                    # agrees, differs, follows, undetermined, unusable, not given
     error: float | None = None     # the largest; None for integers and booleans
     tolerance: float | None = None
+    scale: float | None = None     # S
     places: int = 0                # that differ
     size: int = 0
     first: tuple | None = None     # of the places that differ
@@ -206,19 +207,20 @@ def nudged(run, seed):
 def _finding(name, got, want, tolerance, dtype):
     if got is None:
         return Finding(name, NOT_GIVEN, size=want.size)
-    error = allowed = None
+    error = allowed = scale = None
     if tolerance is None:
         wrong = got != want
     else:
         dtype = tolerances.coarser(dtype, want)
         distance, bound = tolerances.errors(got, want), tolerance.allowed(dtype)
-        unit = tolerances.EPS[dtype] * tolerance.scale
+        scale = tolerance.scale
+        unit = tolerances.EPS[dtype] * scale
         wrong, error = distance > bound, float(distance.max(initial=0.0) / unit)
         allowed = bound / unit
     if not wrong.any():
-        return Finding(name, AGREES, error, allowed, size=want.size)
+        return Finding(name, AGREES, error, allowed, scale, size=want.size)
     first = tuple(np.argwhere(wrong)[0].tolist())
-    return Finding(name, DIFFERS, error, allowed, int(wrong.sum()), want.size, first,
+    return Finding(name, DIFFERS, error, allowed, scale, int(wrong.sum()), want.size, first,
                    got[first].item(), want[first].item())
 
 
