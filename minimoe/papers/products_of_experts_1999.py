@@ -744,7 +744,7 @@ CASES = {
     "three_opinions": ("product", dict(M=3, C=5), "", _opinions()),
     "one_opinion": ("product", dict(M=1, C=4), "degenerate, one expert", _opinions()),
     "one_state": ("product", dict(M=3, C=1), "degenerate", _opinions()),
-    "sharp_opinions": ("product", dict(M=8, C=6), "extreme", _opinions(sharpness=64.0)),
+    "sharp_opinions": ("product", dict(M=8, C=6), "extreme", _opinions(sharpness=32.0)),
     "veto": ("product", dict(M=3, C=5), "extreme", _veto),
     "unigauss_one_step": ("unigauss", dict(N=8, D=2, M=4, K=1, rate=0.5), "", _gaussians(3.0)),
     "unigauss_three_steps": ("unigauss", dict(N=6, D=3, M=5, K=3, rate=0.5), "", _gaussians(2.0)),

@@ -632,7 +632,7 @@ CASES = {
     "frrn_a": ("frrn_a", dict(B=1, H=32, W=48, h=2, w=3, **_A), "wide", _labels()),
     "frrn_a_some_ignored": ("frrn_a", dict(B=2, H=16, W=32, h=1, w=2, **_A), "ignored, wide",
                             _labels(ignored=0.25)),
-    "frrn_a_all_ignored": ("frrn_a", dict(B=2, H=32, W=32, h=2, w=2, **_A),
+    "frrn_a_all_ignored": ("frrn_a", dict(B=2, H=16, W=32, h=1, w=2, **_A),
                            "ignored, degenerate, wide", _labels(ignored=1.0)),
     "frrn_mini": ("frrn_mini", dict(B=2, H=8, W=12, h=2, w=3, **_MINI), "", _labels()),
     "frrn_mini_some_ignored": ("frrn_mini", dict(B=1, H=12, W=12, h=3, w=3, **_MINI), "ignored",
