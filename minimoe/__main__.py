@@ -197,17 +197,20 @@ def compare(args):
     trace has; or KEY is a paper, PAPER or PAPER/KIND, and FILE a whole run: what went in (in.x,
     param.w, set.k) and what came out (out.y).
     """
-    from minimoe.oracle.runs import RunError, read_arrays
+    from minimoe.oracle.files import RunError, read_file
 
-    _check_key(args.key)
+    is_kind, is_case = _known(args.key)
     try:
-        arrays = read_arrays(args.file)
-        whole = any(key.startswith(("in.", "param.", "set.")) for key in arrays)
-        case, run, outputs = (_whole_run if whole else _outputs)(args, arrays)
+        file = read_file(args.file)
+        whole = any(key.startswith(("in.", "param.", "set.")) for key in file.arrays)
+        if is_kind and (whole or not is_case):
+            case, run, outputs = _whole_run(args)
+        else:
+            case, run, outputs = find_case(args.key), None, _outputs(file)
     except RunError as error:
         raise UnusableRequest(*error.args)
-    dtype = args.dtype or ("float32" if any(a.dtype.itemsize < 8 for a in _floats(run, outputs))
-                           else "float64")
+    dtype = args.dtype or next((dtype for dtype in reversed(tolerances.EPS)
+                                if dtype in file.dtypes.values()), "float64")
     try:
         report = oracle_compare(case, outputs, dtype, run=run)
     except (ValueError, TypeError, ArithmeticError) as error:   # the paper's refusal of the values
@@ -223,20 +226,24 @@ def compare(args):
     return 0 if report.ok else 1 if report.first_divergence else 2
 
 
-def _check_key(key):
-    """Refuse what names neither a kind of run nor a case."""
+def _known(key):
+    """Whether a key names a kind of run, and whether a case; refused where it names neither."""
     paper, _, rest = key.partition("/")
-    paper = index.find(paper)
+    paper, said = index.find(paper), None
     try:
         find_kind(paper, rest)
     except UnknownKind as error:
-        try:
-            find_case(key)
-        except UnknownCase:
-            raise UnusableRequest(f"{error}; for its cases: minimoe cases {paper}") from None
+        said = error
+    try:
+        find_case(key)
+    except UnknownCase:
+        if said:
+            raise UnusableRequest(f"{said}; for its cases: minimoe cases {paper}") from None
+        return True, False
+    return not said, True
 
 
-def _whole_run(args, arrays):
+def _whole_run(args):
     """The kind of run that was asked for, as a case, a user's run of it and its outputs."""
     from minimoe.oracle.runs import read_run
 
@@ -247,16 +254,10 @@ def _whole_run(args, arrays):
     return Case(name, paper, kind, {}, run.settings, (), None), run, run.outputs
 
 
-def _outputs(args, arrays):
-    """A named case, no run of the user's, and the outputs of it."""
-    outputs = {key.removeprefix("out."): array for key, array in arrays.items()}
-    return find_case(args.key), None, outputs
-
-
-def _floats(run, outputs):
-    given = [*outputs.values(), *(() if run is None else (*run.inputs.values(),
-                                                          *run.params.values()))]
-    return [a for a in given if a.dtype.kind == "f"]
+def _outputs(file):
+    """The outputs in a file, which may hold what went in as well; numbers of no kind are floats."""
+    return {key.removeprefix("out."): array if file.dtypes[key] else array.astype(float)
+            for key, array in file.arrays.items() if not key.startswith(("in.", "param.", "set."))}
 
 
 # -- Printing ------------------------------------------------------------------------------------

@@ -335,7 +335,8 @@ def test_compare_holds_the_outputs_of_a_named_case_to_it(cli, tmp_path):
                          ("json", lambda path, arrays: path.write_text(json.dumps(
                              {name: array.tolist() for name, array in arrays.items()})))):
         path = tmp_path / f"mine.{ending}"
-        save(path, {"out.p": want["p"], "out.expert_index": want["expert_index"]})
+        save(path, {"in.x": case.run().inputs["x"], "out.p": want["p"],
+                    "out.expert_index": want["expert_index"]})
         code, out, _ = cli("compare", "local/roomy", path)
         assert code == 0 and out.startswith("agrees with local_experts_1991/roomy in float64\n")
         save(path, {"out.p": want["p"], "out.expert_index": want["expert_index"] + 1})
