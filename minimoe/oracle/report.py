@@ -242,13 +242,12 @@ def _with_decisions(case, run, got, want, dtype):
             continue
         moved = (chosen != want[name]).reshape(*close.shape, -1).any(axis=-1)
         if moved.any() and (moved <= close).all():
-            taken[name] = chosen
-            forced = _forced(case, run, want, taken)
+            forced = _forced(case, run, want, {**taken, name: chosen})
             if forced is None:
                 loose[name] = f"{share}, and {moved.sum()} decide otherwise than the paper"
                 notes.append(f"{name}: {loose[name]}")
             else:
-                want = forced
+                want, taken[name] = forced, chosen
                 notes.append(f"{name}: {share}; {moved.sum()} decide otherwise than the paper, "
                              "which is computed again with these decisions")
     return want, notes, loose
@@ -268,10 +267,22 @@ def _close(run, want, dtype):
             u = run.inputs["u"]                         # a second expert where 2 g_2 > u
             margin = np.abs(2 * want[beside + "gate"][..., 1].reshape(u.shape) - u)
             close = margin < tolerances.margin_of_noise(np.ones(1), dtype)
+        elif last == "position_in_expert" and beside + "score" in want:
+            close = _near_another(want[beside + "score"], dtype)
         else:
             continue
         if close.any():
             yield name, close
+
+
+def _near_another(score, dtype):
+    """Whose place in a queue by score is within rounding of another's. [T] -> [T] bool"""
+    order = score.argsort(kind="stable")
+    near = np.diff(score[order]) < tolerances.margin_of_noise(score, dtype)
+    close = np.zeros(len(score), bool)
+    close[order[1:]] |= near
+    close[order[:-1]] |= near
+    return close
 
 
 STANDS_FOR = {"expert_index": "top_k", "wanted": "second_random"}   # in the papers
@@ -292,7 +303,7 @@ def _forced(case, run, want, taken):
         trace = computed(case, as_dtype(run, "float64"), private_copy(case.paper, {
             STANDS_FOR[name.rpartition(".")[2]]: make(name, chosen)
             for name, chosen in taken.items()}))
-    except (AttributeError, ValueError):
+    except (AttributeError, KeyError, ValueError):
         return None
     return trace if all((trace[name] == chosen).all() for name, chosen in taken.items()) else None
 

@@ -19,7 +19,8 @@ ALIASES = {"combine_weight": "gate", "combine_weights": "gate", "keep_mask": "ke
 SOURCES = {
     "probs": ("logits", "noisy"), "gates": ("logits",), "noisy": ("clean", "noise"),
     "noise": ("std",), "expert_index": ("logits", "probs", "gates", "noisy"),
-    "margin": ("logits", "probs", "gates", "noisy"), "position_in_expert": ("expert_index",),
+    "margin": ("logits", "probs", "gates", "noisy"), "score": ("gates",),
+    "position_in_expert": ("expert_index", "score"),
     "gate": ("probs", "gates", "noisy", "expert_index", "keep"), "wanted": ("gate",),
     "keep": ("position_in_expert", "expert_index", "wanted"),
     "expert_inputs": ("expert_index", "keep"), "hidden": ("expert_inputs",),

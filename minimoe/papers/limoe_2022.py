@@ -45,8 +45,8 @@ from minimoe.backend import namespace
 from minimoe.papers.sparsely_gated_2017 import noise_std_vmoe, noisy_logits
 from minimoe.papers.switch_2021 import router_z_loss
 from minimoe.papers.vmoe_2021 import (
-    BlockParams, EncoderParams, Router, VMoEOutput, VMoEParams, encode, highest_first, importance,
-    importance_loss, largest_gate, load, load_loss, route_batch_prioritized, route_vanilla)
+    BlockParams, EncoderParams, Router, VMoEOutput, VMoEParams, encode, importance, importance_loss,
+    largest_gate, load, load_loss, route_batch_prioritized, route_vanilla)
 from minimoe.routing.topk import choice_margin, group
 
 IMAGE, TEXT = 0, 1
@@ -311,7 +311,8 @@ def _routed(router, routing):
     """What a router found and who sits where, in the order of computation."""
     expert, slot, keep, gate = routing
     return {"noisy": router.noisy, "gates": router.gates, "expert": expert,
-            "margin": choice_margin(router.noisy, expert), "slot": slot, "keep": keep, "gate": gate}
+            "margin": choice_margin(router.noisy, expert), "score": largest_gate(router.gates, 1),
+            "slot": slot, "keep": keep, "gate": gate}
 
 
 def losses_oracle(case):
@@ -325,14 +326,15 @@ def losses_oracle(case):
         routing = route(stop_gradient(router.gates), case.settings["capacity"], 1, used=used)
         places = _routed(router, routing)
         counts = usage(routing, modality, E)
-        found[name] = {"slot": places.pop("slot"), "keep": places.pop("keep"), **counts._asdict(),
-                       "success": success_rate(counts)}
+        score, slot, keep = (places.pop(part) for part in ("score", "slot", "keep"))
+        found[name] = {**({"score": score} if name == "priority" else {}), "slot": slot,
+                       "keep": keep, **counts._asdict(), "success": success_rate(counts)}
     layer = VMoEOutput(None, importance_loss(clean, used=used),
                        load_loss(clean, noisy, 1, used=used), routing, router)
     losses = auxiliary_losses(layer, modality, case.settings["soft_minimum"])
     losses = {name: loss for name, loss in losses._asdict().items() if loss is not None}
     return tree.map(stop_gradient, {
-        **places, "order": highest_first(largest_gate(router.gates, 1)), **found,
+        **places, **found,
         "importance": importance(clean, used=used)[0], "load": load(clean, noisy, 1, used=used)[0],
         "loss": losses, "grad": {name: grad(loss, clean) for name, loss in losses.items()}})
 

@@ -540,18 +540,24 @@ def routing_oracle(case):
     """Who sits where, by both algorithms and both scores."""
     gates, used = case.inputs["gates"], case.inputs["used"]
     by_sum = partial(route_batch_prioritized, score=sum_of_gates)
-    found = {name: algorithm(gates, used=used, **case.settings)
-             for name, algorithm in {**ALGORITHMS, "by_sum": by_sum}.items()}
-    return {name: {"expert": expert, "margin": choice_margin(gates, expert), "slot": slot,
-                   "keep": keep, "gate": gate}
-            for name, (expert, slot, keep, gate) in found.items()}
+    scores = {"vanilla": None, "batch_prioritized": largest_gate, "by_sum": sum_of_gates}
+    return {name: _seated(gates, gates, algorithm(gates, used=used, **case.settings), scores[name])
+            for name, algorithm in {**ALGORITHMS, "by_sum": by_sum}.items()}
 
 
-def _routed(out):
+def _seated(gates, ranked, routing, score):
+    """A Routing, in the order of computation; with the score by which tokens are served, if any."""
+    expert, slot, keep, gate = routing
+    scores = {} if score is None else {"score": score(gates, expert.shape[1])}
+    return {"expert": expert, "margin": choice_margin(ranked, expert), **scores, "slot": slot,
+            "keep": keep, "gate": gate}
+
+
+def _routed(out, algorithm):
     """What a layer's router found and who sits where, in the order of computation."""
-    (clean, noisy, gates), (expert, slot, keep, gate) = out.router, out.routing
-    return {"clean": clean, "noisy": noisy, "gates": gates, "expert": expert,
-            "margin": choice_margin(noisy, expert), "slot": slot, "keep": keep, "gate": gate}
+    score = largest_gate if algorithm is route_batch_prioritized else None
+    return {**out.router._asdict(),
+            **_seated(out.router.gates, out.router.noisy, out.routing, score)}
 
 
 def layer_oracle(case):
@@ -573,8 +579,9 @@ def _layer_oracle(case, algorithm):
     losses = {"importance_loss": out.importance_loss, "load_loss": out.load_loss}
     y = (out.y * inputs["cotangent"]).sum()
     return tree.map(stop_gradient, {
-        **_routed(out), "expert_inputs": given, "hidden": hidden, "expert_outputs": outputs,
-        "y": out.y, "importance": importance(out.router.clean, *groups),
+        **_routed(out, algorithm), "expert_inputs": given, "hidden": hidden,
+        "expert_outputs": outputs, "y": out.y,
+        "importance": importance(out.router.clean, *groups),
         "load": load(out.router.clean, out.router.noisy, case.settings["k"], *groups), **losses,
         "grad": {name: grad(loss, leaves) for name, loss in {"y": y, **losses}.items()}})
 
@@ -608,8 +615,9 @@ def vmoe_oracle(case):
     for name, algorithm in ALGORITHMS.items():
         out = vmoe(params, case.inputs["x"], z=case.inputs["z"], route=algorithm, **case.settings)
         loss = training_loss(ops.cross_entropy(out.logits, case.inputs["label"]).mean(), out.layers)
-        layers = [{**_routed(layer), "y": layer.y, "importance_loss": layer.importance_loss,
-                   "load_loss": layer.load_loss} for layer in out.layers]
+        layers = [{**_routed(layer, algorithm), "y": layer.y,
+                   "importance_loss": layer.importance_loss, "load_loss": layer.load_loss}
+                  for layer in out.layers]
         found[name] = {"layers": layers, "logits": out.logits, "loss": loss,
                        "grad": _gradients(loss, params)}
     return tree.map(stop_gradient, found)

@@ -125,7 +125,7 @@ def first_largest(row):
 
 
 def seated(noisy, modality, capacity, by_priority):
-    """Expert, place and keep, and the order of the queue, in which padding does not stand."""
+    """Expert, place and keep; in no queue does padding stand."""
     T, E = noisy.shape
     probs = torch.softmax(noisy.detach(), dim=-1)
     expert = [first_largest(probs[i]) for i in range(T)]
@@ -136,7 +136,7 @@ def seated(noisy, modality, capacity, by_priority):
             slot[i] = came[expert[i]]
             keep[i] = slot[i] < capacity
             came[expert[i]] += 1
-    return expert, slot, keep, list(order)
+    return expert, slot, keep
 
 
 def routed(noisy, expert):
@@ -147,6 +147,7 @@ def routed(noisy, expert):
               for row, e in zip(noisy.tolist(), expert)]
     return {"noisy": noisy, "gates": gates, "expert": column(expert),
             "margin": torch.tensor(margin, dtype=noisy.dtype)[:, None],
+            "score": gates.max(dim=-1).values,
             "gate": torch.stack([gates[i, expert[i]] for i in range(T)])[:, None]}
 
 
@@ -171,13 +172,15 @@ def losses(inputs, params, settings):
     noisy, capacity = clean + inputs["draws"] / E, settings["capacity"]
     found = {}
     for name, by_priority in (("vanilla", False), ("priority", True)):
-        expert, slot, keep, order = seated(noisy, modality, capacity, by_priority)
+        expert, slot, keep = seated(noisy, modality, capacity, by_priority)
         counts = counted(expert, keep, modality, E)
         found |= {f"{name}.{key}": value for key, value in
                   {"slot": column(slot), "keep": column(keep), **counts}.items()}
+    places = routed(noisy, expert)
+    found["priority.score"] = places.pop("score")
     importance, load = shares(clean, noisy, [i for i in range(T) if modality[i] >= 0])
     of = auxiliary_losses(clean, noisy, modality, settings["soft_minimum"])
-    return {**routed(noisy, expert), "order": torch.tensor(order), **found,
+    return {**places, **found,
             "importance": torch.stack(importance), "load": torch.stack(load),
             **{f"loss.{name}": loss for name, loss in of.items()},
             **{f"grad.{name}": torch.autograd.grad(loss, clean, retain_graph=True)[0]
@@ -233,7 +236,7 @@ def experts(p, x, draws, modality, capacity):
     T, E = draws.shape
     clean = torch.stack([row @ p["w_router"] for row in x])
     noisy = clean + draws / E
-    expert, slot, keep, _ = seated(noisy, modality, capacity, by_priority=True)
+    expert, slot, keep = seated(noisy, modality, capacity, by_priority=True)
     y = []
     for i in range(T):
         e = expert[i]

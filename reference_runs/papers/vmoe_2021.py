@@ -82,8 +82,10 @@ def run_routing(gates, used, capacity, k, n_groups, score):
             found["keep"].append([keep[t, i] for i in range(k)])
             found["gate"].append(torch.stack([of_group[t][e] for e in chosen[t]]))
     kinds = {"expert": torch.int64, "slot": torch.int64, "keep": torch.bool}
-    return {name: rows(a, gates, k) if name == "gate" else
-            torch.tensor(a, dtype=kinds[name]).reshape(T, k) for name, a in found.items()}
+    gate = rows(found.pop("gate"), gates, k)
+    scores = {} if score is None else {"score": rows([score(row) for row in gate], gates)}
+    return {**{name: torch.tensor(a, dtype=kinds[name]).reshape(T, k)
+               for name, a in found.items()}, "gate": gate, **scores}
 
 
 def rows(values, like, *shape):

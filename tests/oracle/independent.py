@@ -182,6 +182,11 @@ def vmoe(c, r=exactly, by_priority=False):
             "keep": keep, "y": y, "importance": importance, "load": load, **losses}
 
 
+def prioritized_vmoe(c, r=exactly):
+    """The same, the surest tokens served first."""
+    return vmoe(c, r, by_priority=True)
+
+
 def local_experts(c, r=exactly):
     """The mixture of 1991: experts, gate, posterior, and all three errors."""
     N, E, O = len(c.x), c.w_experts.shape[1], c.w_experts.shape[2]
@@ -212,10 +217,12 @@ LAYERS = {
     "sparsely_gated_2017/layer": (sparsely_gated, lambda rng: dict(
         T=int(rng.integers(2, 17)), D=int(rng.integers(1, 9)), E=int(rng.integers(3, 9)),
         H=int(rng.integers(1, 9)), k=int(rng.integers(1, 3)))),
-    "vmoe_2021/layer": (vmoe, lambda rng: dict(
+    **{key: (function, lambda rng: dict(
         T=4 * int(rng.integers(1, 6)), D=int(rng.integers(1, 9)), E=int(rng.integers(2, 9)),
         H=int(rng.integers(1, 9)), capacity=int(rng.integers(0, 7)), k=int(rng.integers(1, 3)),
-        n_groups=int(rng.choice([1, 2, 4])))),
+        n_groups=int(rng.choice([1, 2, 4]))))
+       for key, function in (("vmoe_2021/layer", vmoe),
+                             ("vmoe_2021/layer_batch_prioritized", prioritized_vmoe))},
     "local_experts_1991": (local_experts, lambda rng: dict(
         N=int(rng.integers(1, 9)), D=int(rng.integers(1, 6)), E=int(rng.integers(1, 6)),
         O=int(rng.integers(1, 4)))),

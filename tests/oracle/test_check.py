@@ -125,6 +125,21 @@ def test_a_choice_within_rounding_is_undetermined_and_the_rest_is_judged_by_it()
 
 # -- Gradients -----------------------------------------------------------------------------------
 
+def test_places_by_priorities_within_rounding_are_undetermined():
+    case = oracle.case("vmoe_2021/prioritized_one_choice")
+    trace = oracle.trace(case)
+    expert, place, score = (trace[name] for name in ("expert_index", "position_in_expert", "score"))
+    first, second = next((s, t) for s in range(16) for t in range(16)      # neighbours in a queue
+                         if expert[s] == expert[t] and place[t] == place[s] + 1
+                         and 0 < score[s] - score[t] < 0.04)
+    place[[first, second]] = place[[second, first]]
+    given = {"position_in_expert": place, "keep": place < 3}
+    report = oracle.compare(case, given, "bfloat16")
+    assert report.first_divergence is None and "within rounding of a tie" in report.notes[0]
+    for dtype in ("float32", "float64"):
+        assert oracle.compare(case, given, dtype).first_divergence.name == "position_in_expert"
+
+
 def test_gradients_are_taken_by_the_users_own_framework():
     report = oracle.check(own_layer, OVERFLOWING, adapter="minimoe", gradients=True)
     agreed = {f.name for f in report.of("agrees")}
