@@ -261,6 +261,15 @@ def test_a_tolerance_is_eps_of_the_scale():
     assert Tolerance(8.0, 3.0, exact=True).allowed("bfloat16") == 24 * 2.0**-7
 
 
+def test_what_a_paper_has_in_float32_is_held_to_the_eps_of_float32():
+    case = "switch_2021/selective_precision"
+    probs = oracle.trace(oracle.case(case))["probs.cast_input"]
+    assert probs.dtype == np.float32
+    other = np.nextafter(probs, np.float32(1))
+    assert oracle.compare(case, {"probs.cast_input": other}).ok
+    assert not oracle.compare(case, {"probs.cast_input": other + 32 * 2.0**-23}).ok
+
+
 def test_a_gradient_that_cancels_has_the_scale_of_its_terms():
     """A key's bias adds the same to all scores of a row: its gradient is 0, but for rounding."""
     want, single = np.array([1e-17, -2e-18]), np.array([6e-8, 0.0])
