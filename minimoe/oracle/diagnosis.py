@@ -115,7 +115,7 @@ def _before(report, name, other):
 def _close(finding, got, want, varied, dtype):
     if varied.dtype.kind != "f":
         return bool((got == varied).all())
-    eps = tolerances.EPS[tolerances.coarser(dtype, want)]
+    eps = tolerances.EPS[tolerances.coarser(dtype, varied)]
     scale = max(tolerances.scale(varied), finding.scale or tolerances.scale(want))
     bound = max(finding.tolerance or 0, tolerances.LEAST) * eps * scale
     return bool((tolerances.errors(got, varied) <= bound).all())
