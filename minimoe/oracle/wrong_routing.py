@@ -65,8 +65,16 @@ def _without_capacity(name, place):
 
 # -- R1: a running sum along an axis of length 1 -------------------------------------------------
 
-def _all_in_front(routing, scores, used):
-    return routing._replace(slot=0 * routing.slot, keep=used & (routing.expert >= 0))
+def _all_in_front(name, place):
+    """``name``, whose argument ``place`` is the capacity, with all first in their queues."""
+    def make(paper):
+        unlimited = _without_capacity(name, place)(paper)
+
+        def routed(*args, **settings):
+            routing = unlimited(*args, **settings)
+            return routing._replace(slot=0 * routing.slot, keep=routing.keep & (0 < args[place]))
+        return routed
+    return make
 
 
 def _first_place(paper):
@@ -394,11 +402,11 @@ BUGS = [
     *bug("R1", "a running sum along an axis of length 1: each choice is first in its queue and "
          "none is dropped; the router's logits come back as its largest probability",
          "huggingface/transformers#48293, huggingface/transformers#48421",
-         form((*SWITCH, "switch_2021/attention"), _first_come=_rerouted(_all_in_front),
+         form((*SWITCH, "switch_2021/attention"), _first_come=_all_in_front("_first_come", 2),
               router_z_loss=_z_of_largest),
          form(GSHARD, decision_counter=_first_place),
-         form(VMOE, route=_rerouted(_all_in_front, "route")),
-         form(LIMOE, **{name: _rerouted(_all_in_front, name) for name in ROUTES})),
+         form(VMOE, route=_all_in_front("route", 1)),
+         form(LIMOE, **{name: _all_in_front(name, 1) for name in ROUTES})),
     *bug("R2", "a dropped token comes back as its gate times itself, not zero",
          "huggingface/transformers#37017",
          form(("switch_2021/layer", "switch_2021/exploration", "switch_2021/encoder_decoder"),

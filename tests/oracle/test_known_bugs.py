@@ -126,6 +126,11 @@ def test_bugs_concern_kinds_of_run_that_there_are_and_say_where_they_were_report
                        for other in KNOWN_BUGS) == 1, (bug.name, concerned)
 
 
+def test_who_is_first_in_its_queue_needs_a_slot_too():
+    assert wrong("R1", "switch_2021/all_to_one_overflowing")["keep"].all()
+    assert not wrong("R1", "switch_2021/all_dropped")["keep"].any()
+
+
 @pytest.mark.parametrize("name, id", PAIRS)
 def test_a_case_catches_a_bug_and_it_is_named(name, id):
     report, first = diagnosed(name, id)
