@@ -105,14 +105,29 @@ def _returned_of_mlp(paper):
 
 # -- R3: [G, T/G, E] transposed to [G, E, T/G] and read as [T, E] ----------------------------------
 
-def _scrambled(scores, n_groups):
+def _transposed(scores, n_groups):
     T, E = scores.shape
     return stop_gradient(scores).reshape(n_groups, T // n_groups, E).swapaxes(1, 2).reshape(T, E)
 
 
+def _running_those_listed(paper):
+    """The experts that run are read from the map: tokens of others come back times their gates."""
+    def switch_ffn(params, x, capacity, k=1, n_groups=1, used=None, router_input=None):
+        out = paper.switch_ffn(params, x, capacity, k, n_groups, used, router_input)
+        routing, E = out.routing, params.w_in.shape[0]
+        chosen = (routing.expert[:, :, None] == np.arange(E)) & routing.keep[:, :, None]
+        runs = _transposed(chosen.any(axis=1), n_groups).any(axis=0)   # [E]
+        runs = runs[routing.expert]                                    # [T, K]
+        back = ops.where(routing.keep & ~runs, routing.gate, 0.0).sum(axis=-1, keepdims=True)
+        y = paper.expert_feed_forward(x, routing._replace(keep=routing.keep & runs), params.w_in,
+                                      params.w_out)
+        return out._replace(y=y + back * x)
+    return switch_ffn
+
+
 def _scrambled_route(paper):
     def route(probs, capacity, k=1, n_groups=1, used=None, order=None):
-        expert = paper.top_k(_scrambled(probs, n_groups), k)
+        expert = paper.top_k(_transposed(probs, n_groups), k)
         return paper._first_come(probs, expert, capacity, n_groups, used, order)
     return route
 
@@ -123,7 +138,7 @@ def _scrambled_top_two(paper):
 
 def _scrambled_imported_route(paper):
     def route(gates, capacity, k=1, n_groups=1, used=None, order=None):
-        found = paper.route(_scrambled(gates, n_groups), capacity, k, n_groups, used, order)
+        found = paper.route(_transposed(gates, n_groups), capacity, k, n_groups, used, order)
         return found._replace(gate=ops.take_along_axis(gates, found.expert, axis=-1))
     return route
 
@@ -413,7 +428,11 @@ BUGS = [
               expert_feed_forward=lambda paper: _returned(paper.expert_feed_forward)),
          form(GSHARD, expert_feed_forward=lambda paper: _returned(paper.expert_feed_forward)),
          form((*VMOE_LAYERS, "vmoe_2021/vmoe"), expert_mlp=_returned_of_mlp)),
-    *bug("R3", "a stray transpose before a reshape: tokens get each other's experts",
+    *bug("R3a", "a stray transpose before a reshape: not all experts that were chosen run, and "
+         "their tokens come back as their gates times themselves",
+         "huggingface/transformers#33463, huggingface/transformers#33582",
+         form("switch_2021/layer", switch_ffn=_running_those_listed)),
+    *bug("R3b", "a stray transpose before a reshape: tokens get each other's experts",
          "huggingface/transformers#33463, huggingface/transformers#33582",
          form(SWITCH, route=_scrambled_route),
          form(GSHARD, top_two=_scrambled_top_two),

@@ -56,7 +56,7 @@ def test_a_convention_is_identified_and_no_bug(id):
 
 
 @pytest.mark.parametrize("name, id", [
-    ("A1", CASES[0]), ("A4", CASES[0]), ("R3", CASES[0]), ("R7", CASES[0]), ("R11", CASES[1]),
+    ("A1", CASES[0]), ("A4", CASES[0]), ("R3b", CASES[0]), ("R7", CASES[0]), ("R11", CASES[1]),
     ("R2", CASES[1]), ("R15", CASES[2]), ("P3", CASES[3]), ("P1", CASES[4]), ("P5", CASES[5]),
     ("P4b", CASES[6])])
 def test_a_bug_is_no_convention(name, id):
