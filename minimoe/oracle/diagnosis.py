@@ -29,10 +29,9 @@ class Match(NamedTuple):
     whole: bool      # nothing is left that differs
 
     def __str__(self):
-        places = ", ".join(self.variant.reported)
-        reported = f" (reported: {places})" if places else ""
+        source = f" ({self.variant.source})" if self.variant.reported else ""
         rest = "" if self.whole else "; it does not explain everything"
-        return f"{self.variant}{reported}: explains {', '.join(self.explains)}{rest}"
+        return f"{self.variant}{source}: explains {', '.join(self.explains)}{rest}"
 
     def as_json(self):
         return {"name": self.variant.name, "title": self.variant.title,

@@ -12,6 +12,7 @@ from typing import Callable, NamedTuple
 from minimoe.oracle.kinds import module_of
 
 
+FOUND_HERE = "found here"     # by holding released code to a paper, and reported by nobody
 PLAIN = {str, int, float, bool, type(None), type, ModuleType}     # with nothing in it to replace
 
 
@@ -21,12 +22,18 @@ class Variant(NamedTuple):
     title: str               # what is otherwise, in a line
     concerns: tuple          # kinds of run, "switch_2021/layer"; of a convention, the paper
     replaces: dict           # name of a function: a function's name, or (module) -> function
-    reported: tuple = ()     # where: "huggingface/transformers#28093"
+    reported: tuple = ()     # where: "huggingface/transformers#28093", or "found here in ..."
     alters: Callable | None = None   # (Run, module) -> Run: what goes in, where that is otherwise
     changes: Callable | None = None  # (trace, Run, module) -> outputs that are otherwise, by name
 
     def __str__(self):
         return f"{self.name}: {self.title}" if self.name else self.title
+
+    @property
+    def source(self):
+        """Who says so, in words."""
+        places = ", ".join(self.reported)
+        return places if places.startswith(FOUND_HERE) else f"reported: {places}"
 
 
 def bug(name, title, reported, *forms):

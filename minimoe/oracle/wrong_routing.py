@@ -10,13 +10,15 @@ import numpy as np
 
 from minimoe import ops, tree
 from minimoe.autodiff.tensor import stop_gradient
-from minimoe.oracle.variants import bug, form
+from minimoe.oracle.variants import FOUND_HERE, bug, form
 
 FLAT = "switch_2021/layer", "switch_2021/expert_dropout", "switch_2021/encoder_decoder"
 SWITCH = (*FLAT, "switch_2021/exploration", "switch_2021/pseudocode", "switch_2021/transformers")
 GSHARD = "gshard_2020/layer", "gshard_2020/layer_padded", "gshard_2020/transformer"
 VMOE_LAYERS = "vmoe_2021/layer", "vmoe_2021/layer_batch_prioritized"
 VMOE = (*VMOE_LAYERS, "vmoe_2021/routing", "vmoe_2021/vmoe")
+NLLB = tuple(f"gshard_2020/nllb{setting}" for setting in (
+    "", "_padded", "_prioritized", "_random", "_normalized_before", "_random_normalized_before"))
 LIMOE = "limoe_2022/losses", "limoe_2022/tower", "limoe_2022/tower_padded"
 SPARSELY_GATED = tuple(f"sparsely_gated_2017/{kind}" for kind in (
     "layer", "layer_padded", "layer_tensor2tensor", "layer_davidmrau"))
@@ -412,6 +414,23 @@ def _f_of_first(trace, run, module):
                                             run.settings["n_groups"], run.inputs["used"])}
 
 
+# -- N1: a one-hot map made one-hot again ---------------------------------------------------------
+
+def _two_experts(paper):
+    """The map's 0 and 1 are taken for experts: 1 gets the first choices, 0 all the rest."""
+    def moe_layer_nllb(params, x, u, capacity, route=paper.route_nllb, used=None, scale=0.8):
+        out = paper.moe_layer_nllb(params, x, u, capacity, route, used, scale)
+        if params.w_in.shape[0] < 2:
+            raise ValueError("a single expert has no index 1")
+        weight = ops.where(out.routing.keep, out.routing.gate, 0.0)    # [T, 2]
+        rows, y = x.reshape(-1, x.shape[-1]), 0.0
+        for e, w in ((0, weight[:, 1:]), (1, weight[:, :1])):
+            hidden = ops.relu(rows @ params.w_in[e] + params.b_in[e])
+            y = y + scale * w * (hidden @ params.w_out[e] + params.b_out[e])
+        return out._replace(y=y.reshape(*x.shape))
+    return moe_layer_nllb
+
+
 ROUTES = "route_vanilla", "route_batch_prioritized"
 BUGS = [
     *bug("R1", "a running sum along an axis of length 1: each choice is first in its queue and "
@@ -524,4 +543,9 @@ BUGS = [
          "pytorch/torchtitan#3336",
          form("switch_2021/layer", route=_last_of_equals, load_balancing_loss=_loss_of_first,
               changes=_f_of_first)),
+    *bug("N1", "a one-hot map is made one-hot again, its 0 and 1 taken for experts: expert 1 gets "
+         "every first choice, expert 0 all second ones, the others never run",
+         f"{FOUND_HERE} in transformers 5.0.0 and 5.24.0 "
+         "(modeling_nllb_moe.py: NllbMoeExperts.forward)",
+         form(NLLB, moe_layer_nllb=_two_experts)),
 ]

@@ -4,6 +4,7 @@
 """
 import functools
 import itertools
+import re
 
 import pytest
 
@@ -60,6 +61,7 @@ KILLED_BY = {
             "products_of_experts_1999/scikit_learn_batch"),
     "P6b": ("products_of_experts_1999/cd_one_step", "products_of_experts_1999/scikit_learn_batch"),
     "P7": ("mmvae_2019/three_samples", "mvae_2018/five_samples"),
+    "N1": ("gshard_2020/nllb", "gshard_2020/nllb_padded", "gshard_2020/nllb_random"),
 }
 NAMES = list(dict.fromkeys(bug.name for bug in KNOWN_BUGS))
 PAIRS = [(name, id) for name, ids in KILLED_BY.items() for id in ids]
@@ -108,7 +110,7 @@ def is_usual(key):
 
 def test_every_row_of_a_single_process_is_a_bug():
     rows = {*(f"A{i}" for i in range(1, 13)), *(f"R{i}" for i in range(1, 19)),
-            *(f"P{i}" for i in range(1, 8))}
+            *(f"P{i}" for i in range(1, 8)), "N1"}
     assert {name.rstrip("ab") for name in NAMES} == rows
     assert KILLED_BY.keys() == set(NAMES) and all(len(ids) >= 2 for ids in KILLED_BY.values())
 
@@ -117,14 +119,21 @@ def test_bugs_concern_kinds_of_run_that_there_are_and_say_where_they_were_report
     papers = index.names()
     for bug in KNOWN_BUGS:
         assert bug.title and bug.reported
-        for place in bug.reported:
-            owner, _, number = place.partition("#")
-            assert owner.count("/") == 1 and number.isdecimal(), place
+        own = bug.name.startswith("N")
+        form = r"found here in .* \d.* \(\w+\.py: [\w.]+\)" if own else r"[\w.-]+/[\w.-]+#\d+"
+        assert all(re.fullmatch(form, place) for place in bug.reported), bug.reported
         for concerned in bug.concerns:
             paper, _, kind = concerned.partition("/")
             assert paper not in papers or kind in kinds(paper), concerned
             assert sum(other.name == bug.name and concerned in other.concerns
                        for other in KNOWN_BUGS) == 1, (bug.name, concerned)
+
+
+def test_who_says_so():
+    assert bug("R2", "switch_2021/overflowing").source == "reported: huggingface/transformers#37017"
+    assert bug("N1", "gshard_2020/nllb").source == (
+        "found here in transformers 5.0.0 and 5.24.0 (modeling_nllb_moe.py: "
+        "NllbMoeExperts.forward)")
 
 
 def test_who_is_first_in_its_queue_needs_a_slot_too():
