@@ -136,6 +136,16 @@ def test_padding_takes_no_slot_and_has_no_part_in_the_loss(golden, move):
         close(loss(gates, expert), paper.auxiliary_loss(gates, expert))
 
 
+def test_each_group_has_an_auxiliary_loss_of_its_own(golden, move):
+    gates = to_numpy(golden[0])
+    both = move(np.concatenate([gates, (gates + gates[..., ::-1]) / 2]))
+    for loss in (paper.auxiliary_loss, paper.legacy_padding_auxiliary_loss,
+                 paper.fairseq_auxiliary_loss):
+        found = listed(loss(both, paper.top_two(both)))
+        alone = [listed(loss(group[None], paper.top_two(group[None])))[0] for group in both]
+        assert found == pytest.approx(alone, abs=0) and found[0] != found[1]
+
+
 def test_second_choices_by_hand(move):
     gate = move(np.array([[[.5, .5], [.8, .2], [.95, .05]]]))
     u = move(np.array([[.99, .4, .01]]))

@@ -148,6 +148,13 @@ def test_the_criteria_by_hand(move):
                                  (judge, lambda logits: 0 * label)) == 0.5
 
 
+def test_the_bound_of_what_is_there_by_hand(move):
+    log_w = move(np.array([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [9.0, 8.0]]]))   # [M, K, B]
+    alpha = paper.mixture_weights(move(np.array([[True, True], [False, True]])))
+    close(paper.elbo(log_w, alpha), [2.0, (3.0 + 7.0) / 2])
+    close(paper.elbo(log_w), [(2.0 + 7.0) / 2, (3.0 + 7.0) / 2])
+
+
 # -- Gradients -----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("bound, missing", [

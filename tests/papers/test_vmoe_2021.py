@@ -189,6 +189,8 @@ def test_parameters_are_those_that_are_drawn(rng):
     params = params._replace(representation=nn.linear_init(rng, 6, 6))
     assert sum(a.size for a in tree.leaves(params)) == paper.n_parameters(
         4, 6, 5, 9, 8, 7, 3, paper.every(4, 2))
+    assert [isinstance(block.feed_forward, paper.VMoEParams) for block in encoder.blocks] == [
+        False, True, False, True]
 
 
 def test_patches_by_hand(move):
