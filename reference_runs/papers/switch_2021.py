@@ -209,7 +209,9 @@ def layer(inputs, params, settings):
     slot, keep = first_come(choices, used, settings["capacity"], n_groups)
     f, P, aux_loss = balance(probs, choices, used, n_groups)
     made = output(x, probs, choices, keep, params["w_in"], params["w_out"])
-    squares = [torch.log(sum(torch.exp(h) for h in logits[t])) ** 2 for t in range(T) if used[t]]
+    top = logits.detach().amax(dim=1)                # exp(x) may be more than there are numbers for
+    squares = [(top[t] + torch.log(sum(torch.exp(h - top[t]) for h in logits[t]))) ** 2
+               for t in range(T) if used[t]]
     z_loss = sum(squares, 0.0 * logits.sum()) / max(len(squares), 1)
     loss = sum(made["y"][t] @ cotangent[t] for t in range(T)) + 0.01 * aux_loss    # Section 2.2
     return found(logits, probs, choices, slot, keep, made, aux_loss, cotangent, leaves,
