@@ -68,6 +68,22 @@ def test_two_branches_each_have_a_first_divergence():
     assert [f.name for f in report.of("differs")] == ["position_in_expert", "aux_loss"]
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_softmax_less_its_logsumexp_is_right_too(dtype):
+    """PyTorch's own gradient of logsumexp: it loses |x| eps where x is large."""
+    def z_loss_gradient(c):
+        logits = c.x @ c.w_router
+        z = np.log(np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True))
+        z = z + logits.max(axis=1, keepdims=True)                      # [T, 1]
+        used = c.used[:, None]
+        return {"grad.z_loss.w_router": c.x.T @ (
+            used * 2 * z * np.exp(logits - z)).astype(dtype) / max(used.sum(), 1)}
+
+    layers = [case for case in oracle.cases("switch") if case.kind == "layer" and case.sizes["T"]]
+    reports = [oracle.check(z_loss_gradient, case, dtype=dtype) for case in layers]
+    assert [str(report) for report in reports if not report.ok] == []
+
+
 def test_a_scale_is_named():
     def scaled(c):
         out = switch(c)
