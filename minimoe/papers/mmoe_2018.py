@@ -546,7 +546,7 @@ def _deepctr_oracle(letters, model, case):
     predicted, losses = _predictions(parts.pop("y"), case)
     loss = losses.sum()
     return tree.map(stop_gradient, {**parts, "predicted": predicted, "loss": loss,
-                                    "grad": grad(loss, {"x": x, **params._asdict()})})
+                                    "grad": {"loss": grad(loss, {"x": x, **params._asdict()})}})
 
 
 def torch_rechub_oracle(case):
@@ -565,8 +565,8 @@ def torch_rechub_oracle(case):
         "experts": out.experts, "gate": out.gate, "mixed": out.mixed, "predicted": predicted,
         "loss": loss, "running": running._asdict(),
         "evaluated": _predictions(evaluated.y, case)[0],
-        "grad": {name: g for name, g in gradients.items()
-                 if name == "out.b" or not name.endswith(".b")}})
+        "grad": {"loss": {name: g for name, g in gradients.items()
+                          if name == "out.b" or not name.endswith(".b")}}})
 
 
 PACKAGES = {"in.x": "B D", "in.target": "K B", "set.binary": "K"}

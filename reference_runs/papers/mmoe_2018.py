@@ -322,7 +322,7 @@ def run_deepctr(kind, inputs, params, settings):
     g, = torch.autograd.grad(loss, x, retain_graph=True)
     loss.backward()
     return {**out, "predicted": predicted.T, "loss": loss,
-            **named("grad", {"x": g, **collected(kept, lambda t: t.grad)})}
+            **named("grad.loss", {"x": g, **collected(kept, lambda t: t.grad)})}
 
 
 def record_deepctr(kind, case, seed, B, D, E, H, U, binary, J=None, G=None, scale=0.7):
@@ -385,7 +385,7 @@ def torch_rechub(inputs, params, settings):
     evaluated = model.eval()(rows)
     return {**out, "predicted": predicted.T, "loss": loss, **named("running", running),
             "evaluated": evaluated.T,
-            **named("grad", {"x": x.grad, **{
+            **named("grad.loss", {"x": x.grad, **{
                 name: g for name, g in collected(kept, lambda t: t.grad).items()
                 if name == "out.b" or not name.endswith(".b")}})}     # rounding before a norm
 
