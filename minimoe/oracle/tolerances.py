@@ -7,8 +7,8 @@ Integers, booleans, shapes and kinds: equal. Floats: within
 not by each element's own last digits, because two libraries that both are right part by far more
 than those wherever a sum cancels, and yet by a few eps of the scale S of what was summed. Both c
 and S belong to one intermediate of one case, and are measured. The paper's own code computes the
-case once in float32, and three times in float64 with every number that goes in moved by half an eps
-of float32, up or down; the largest distance from the trace in float64, in eps of float32, is its
+case once in float32, and three times in float64 with every number that goes in moved by an eps of
+float32, up or down; the largest distance from the trace in float64, in eps of float32, is its
 noise A. Then
 
     S = max(largest size in the paper's array, A / 8),       c = 8 A / S, at least 8, at most 64
