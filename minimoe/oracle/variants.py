@@ -80,7 +80,7 @@ def private_copy(paper, replaces):
                              if not name.startswith("__")}, __builtins__=builtins)
 
     fill(before)
-    stand_ins = {id(original[name]): (_function(original[other], vars(before), copied)
+    stand_ins = {id(original[name]): (_copied(original[other], original, vars(before), copied)
                                       if isinstance(other, str) else other(before))
                  for name, other in replaces.items()}
     made.clear()

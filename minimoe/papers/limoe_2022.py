@@ -568,7 +568,7 @@ CONVENTIONS = {
         {"auxiliary_loss": "_added_over_layers"},
     "the z-loss has a weight of 1e-3 of its own": {"auxiliary_loss": "_z_loss_weighed"},
     "tokens are served in their order, not by priority":
-        {"route_batch_prioritized": lambda paper: paper.route_vanilla},
+        {"route_batch_prioritized": "route_vanilla"},
     "1e-8 is added to lengths, as in the authors' later code": {"normalized": "_with_1e_8"},
     "the threshold is max(0, tau + H), as one implementation has it, which rewards collapse":
         {"thresholded_global_loss": "_of_other_sign"},
