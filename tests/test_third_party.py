@@ -1,4 +1,6 @@
 """The record of what third-party packages were found to do: of cases that there are, all read."""
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -37,6 +39,11 @@ def test_what_the_issue_names_is_in_it():
     assert {("transformers", "4"), ("transformers", "5"), ("fairscale", "0"), ("deepspeed", "0"),
             ("mixture-of-experts", "0"), ("st-moe-pytorch", "0"), ("deepctr-torch", "0"),
             ("torch-rechub", "0"), ("multivae", "1"), ("scikit-learn", "1")} <= held
+
+
+def test_the_readme_has_the_table():
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    assert holding.table(ENTRIES) in readme
 
 
 # -- The checker, on a package of our own --------------------------------------------------------
