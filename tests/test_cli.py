@@ -341,7 +341,7 @@ def test_compare_holds_the_outputs_of_a_named_case_to_it(cli, tmp_path):
         assert code == 0 and out.startswith("agrees with local_experts_1991/roomy in float64\n")
         save(path, {"out.p": want["p"], "out.expert_index": want["expert_index"] + 1})
         code, out, _ = cli("compare", "local/roomy", path, "--figure", tmp_path / "where.png")
-        assert code == 1 and "first divergence: p agrees to 0 eps (of 8" in out
+        assert code == 1 and "first divergence: p agrees to 0 eps (of " in out
         assert (tmp_path / "where.png").stat().st_size > 10_000
 
 

@@ -288,10 +288,15 @@ def test_what_a_paper_has_in_float32_is_held_to_the_eps_of_float32():
 
 def test_a_gradient_that_cancels_has_the_scale_of_its_terms():
     """A key's bias adds the same to all scores of a row: its gradient is 0, but for rounding."""
-    want, single = np.array([1e-17, -2e-18]), np.array([6e-8, 0.0])
+    want, single = np.array([1e-17, -2e-18]), np.array([6e-7, 0.0])
     found = measured({"grad": want}, [{"grad": single}])["grad"]
-    assert found.scale == pytest.approx(6e-8 / 2.0**-23 / 8) and found.c == 64
-    assert 1e-16 < found.allowed("float64") < 1e-15
+    assert found.scale == pytest.approx(6e-7 / 2.0**-23 / 8) and found.c == 64
+    assert 1e-15 < found.allowed("float64") < 1e-14
+
+
+def test_a_logarithm_of_what_is_near_1_may_err_by_an_eps_of_1():
+    found = measured({"loss": np.array(3e-3)}, [])["loss"]
+    assert found.allowed("float64") == 2.0**-52
 
 
 def test_a_trace_with_other_decisions_measures_no_noise():
