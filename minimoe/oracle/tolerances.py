@@ -11,11 +11,11 @@ case once in float32, and three times in float64 with every number that goes in 
 float32, up or down; the largest distance from the trace in float64, in eps of float32, is its
 noise A. Then
 
-    S = max(largest size in the paper's array, A / 8, 1 / 8),    c = 8 A / S, at least 8, at most 64
+    S = max(largest size in the paper's array, A / 8, 1 / 8),   c = 8 A / S, at least 16, at most 64
 
-so that a candidate may err by eight eps of the array's scale, or eight times as far as rounding
+so that a candidate may err by sixteen eps of the array's scale, or eight times as far as rounding
 moves the same computation, where that is more: a gradient that is zero because large terms cancel
-has their scale. And it may always err by one eps of 1: a loss near 0 is often the logarithm of a
+has their scale. And it may always err by two eps of 1: a loss near 0 is often the logarithm of a
 probability near 1. The noise is that of the way there, so one c serves every dtype, low ones too.
 
 A case of the class ``exact`` has nothing to round before the first transcendental: in float64 and
@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-LEAST, MOST = 8.0, 64.0
+LEAST, MOST = 16.0, 64.0
 TIMES = 8.0               # the noise of the same computation
 MARGIN = 8.0              # eps of the largest score: below it, either choice is right
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
@@ -90,7 +90,7 @@ def measured(want, noisy, exact=False):
             noise = max((float(errors(trace[name], array).max(initial=0.0)) for trace in noisy),
                         default=0.0) / EPS["float32"]
             noise = noise if np.isfinite(noise) else 0.0
-            size = max(scale(array, 0.0), noise / LEAST, 1 / LEAST)
+            size = max(scale(array, 0.0), noise * TIMES / MOST, 2 / LEAST)
             c = min(max(TIMES * noise / size, LEAST), MOST)
             found[name] = Tolerance(c, size, exact and name.rpartition(".")[2] in EXACT)
     return found

@@ -294,15 +294,15 @@ def test_a_gradient_that_cancels_has_the_scale_of_its_terms():
     assert 1e-15 < found.allowed("float64") < 1e-14
 
 
-def test_a_logarithm_of_what_is_near_1_may_err_by_an_eps_of_1():
+def test_a_logarithm_of_what_is_near_1_may_err_by_two_eps_of_1():
     found = measured({"loss": np.array(3e-3)}, [])["loss"]
-    assert found.allowed("float64") == 2.0**-52
+    assert found.allowed("float64") == 2 * 2.0**-52
 
 
 def test_a_trace_with_other_decisions_measures_no_noise():
     want = {"expert_index": np.array([0, 1]), "y": np.array([1.0, 2.0])}
     other = {"expert_index": np.array([1, 1]), "y": np.array([5.0, 2.0])}
-    assert measured(want, [other])["y"] == Tolerance(8.0, 2.0)
+    assert measured(want, [other])["y"] == Tolerance(16.0, 2.0)
 
 
 def test_softmax_of_another_axis_is_seen_in_the_probabilities():
