@@ -17,8 +17,9 @@ FLOORS = (("backend", "tree"), ("autodiff",), ("ops",), ("routing", "nn", "densi
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 ELSEWHERE = {   # packages that are not Python's own, and the parts of minimoe that may import them
     "numpy": set(FLOOR) - {"papers"},
-    "scipy": {"backend"}, "cupy": {"backend"}, "cupyx": {"backend"}, "safetensors": {"data", "oracle"},
-    "babel": {"data"}, "pytest": {"pytest_plugin", "conformance"},
+    "scipy": {"backend"}, "cupy": {"backend"}, "cupyx": {"backend"},
+    "safetensors": {"data", "oracle"}, "babel": {"data"},
+    "pytest": {"pytest_plugin", "conformance"},
     "?": {"conformance"},      # the module that a user names
     "matplotlib": {"experiments", "cli", "__main__"}, "tqdm": {"experiments", "cli", "__main__"}}
 NOT_EMPTY = {"minimoe/__init__.py", "minimoe/ops/__init__.py", "minimoe/nn/__init__.py",
