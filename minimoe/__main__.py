@@ -204,7 +204,7 @@ def compare(args):
         file = read_file(args.file)
         whole = any(key.startswith(("in.", "param.", "set.")) for key in file.arrays)
         if is_kind and (whole or not is_case):
-            case, run, outputs = _whole_run(args)
+            case, run, outputs = _whole_run(args, file)
         else:
             case, run, outputs = find_case(args.key), None, _outputs(file)
     except RunError as error:
@@ -243,13 +243,13 @@ def _known(key):
     return not said, True
 
 
-def _whole_run(args):
+def _whole_run(args, file):
     """The kind of run that was asked for, as a case, a user's run of it and its outputs."""
-    from minimoe.oracle.runs import read_run
+    from minimoe.oracle.runs import as_run
 
     paper, _, kind = args.key.partition("/")
     paper = index.find(paper)
-    run = read_run(args.file, find_kind(paper, kind).run)
+    run = as_run(file, args.file, find_kind(paper, kind).run)
     name = f"{paper}/{kind}" if kind else paper
     return Case(name, paper, kind, {}, run.settings, (), None), run, run.outputs
 

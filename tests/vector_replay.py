@@ -24,6 +24,7 @@ def replay(directory):
     """Hold every case to its file. -> errors in eps x scale by case, those out of bounds"""
     from minimoe import oracle
     from minimoe.oracle.runs import read_arrays
+    from minimoe.oracle.tolerances import EPS, Tolerance, errors
     worst, wrong = 0.0, []
     for entry in json.loads((directory / "manifest.json").read_text())["cases"]:
         want = read_arrays(directory / entry["file"])
@@ -33,14 +34,12 @@ def replay(directory):
                 if not np.array_equal(got, recorded):
                     wrong.append(f"{entry['id']}: {name} is not equal")
                 continue
-            allowed = entry["tolerances"][name]
-            unit = np.finfo(float).eps * allowed["scale"]
-            same = (got == recorded) | (np.isnan(got) & np.isnan(recorded))
-            with np.errstate(invalid="ignore"):
-                error = np.where(same, 0.0, np.abs(got - recorded) / unit).max(initial=0.0)
-            worst = max(worst, float(error))
-            if not error <= (0.0 if allowed["exact"] else allowed["c"]):
-                wrong.append(f"{entry['id']}: {name} is off by {error:.2g} eps")
+            tolerance = Tolerance(**entry["tolerances"][name])
+            error = float(errors(got, recorded).max(initial=0.0))
+            in_eps = error / (EPS["float64"] * tolerance.scale)
+            worst = max(worst, in_eps)
+            if error > tolerance.allowed("float64"):
+                wrong.append(f"{entry['id']}: {name} is off by {in_eps:.2g} eps")
     return worst, wrong
 
 

@@ -54,15 +54,14 @@ def check(fn, key, adapter="numpy", dtype="float64", gradients=False):
         raise AdapterError(f"adapter {adapter}: has no gradients here; return them yourself, as "
                            "grad.L.x")
     run = case.run()
-    outputs, problems = call(fn, case, run, framework, dtype, computed(case, run), gradients)
+    outputs, problems = call(fn, case, run, framework, dtype, gradients)
     return compare(case, outputs, dtype, problems)
 
 
-def call(fn, case, run, framework, dtype, want, gradients=False):
+def call(fn, case, run, framework, dtype, gradients=False):
     """Call a user's function with a run of a case's kind.
 
-    ``want`` is the paper's trace of it, which says what there is to differentiate. -> outputs by
-    the name they were given, as NumPy's arrays; what went wrong, a line each
+    -> outputs by the name they were given, as NumPy's arrays; what went wrong, a line each
     """
     arrays = {**run.inputs, **run.params}
     given = {name: framework.to_user(array, dtype) for name, array in arrays.items()}
@@ -74,7 +73,8 @@ def call(fn, case, run, framework, dtype, want, gradients=False):
     try:
         named, problems = _named(fn(given))
         if gradients and named:
-            named.update(_gradients(framework, named, leaves, given, want))
+            named.update(_gradients(framework, named, leaves, given,
+                                    computed(case, run)))
         outputs, said = _to_numpy(framework, named)
         problems += said
     except Exception as error:

@@ -5,7 +5,6 @@ paper's. It is named where it explains the first of the differences on its branc
 computation and is contradicted by nothing that was given.
 """
 import hashlib
-import re
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -15,11 +14,10 @@ from minimoe import tree
 from minimoe.autodiff.tensor import stop_gradient
 from minimoe.oracle import tolerances
 from minimoe.oracle.kinds import module_of
-from minimoe.oracle.trace import follows, known_as, of_variant
+from minimoe.oracle.trace import follows, of_variant
 from minimoe.oracle.variants import Variant, conventions
 
 KEPT = 512        # traces of variants, so that a report that is asked twice is not computed twice
-MISFIT = re.compile(r"(\S+): needs shape .*; got (\(.*\))$")
 
 
 class Match(NamedTuple):
@@ -56,26 +54,19 @@ def _kind(case):
 
 
 def _matches(report, variants):
-    misfits = _misfits(report)
-    if not _differing(report) and not misfits:
+    if not _differing(report) and not report.misfits:
         return []
     given = _digest(report.run)
-    found = [_match(report, variant, misfits, given) for variant in variants]
+    found = [_match(report, variant, given) for variant in variants]
     return sorted(filter(None, found), key=lambda match: (not match.whole, -len(match.explains)))
 
 
 def _differing(report):
     return [finding for finding in report.findings
-            if finding.status in ("differs", "follows", "unusable")]
+            if finding.status in ("differs", "follows")]
 
 
-def _misfits(report):
-    """The shapes of what was given in another shape than the paper's, by the trace's names."""
-    found = filter(None, map(MISFIT.match, report.problems))
-    return {known_as(match[1], report.want): match[2] for match in found}
-
-
-def _match(report, variant, misfits, given):
+def _match(report, variant, given):
     """A Match, or None."""
     other = _trace(report, variant, given)
     if other is None:
@@ -84,8 +75,8 @@ def _match(report, variant, misfits, given):
     for finding in report.findings:
         got, want, varied = (traces.get(finding.name) for traces in (
             report.got, report.want, other))
-        if finding.name in misfits:
-            same = varied is not None and misfits[finding.name] == str(varied.shape)
+        if finding.name in report.misfits:
+            same = varied is not None and report.misfits[finding.name] == varied.shape
             (explains if same else left).append(finding.name)
             continue
         if got is None or finding.status == "undetermined":

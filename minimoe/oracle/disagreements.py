@@ -5,7 +5,7 @@ import numpy as np
 
 from minimoe import tree
 from minimoe.backend import to_numpy
-from minimoe.oracle.runs import RunError
+from minimoe.oracle.runs import RunError, kind_of
 from minimoe.oracle.tolerances import OF_A_RUN as TOLERANCE
 
 ROUNDING = 8   # eps: let pass also where that number is tiny, for terms near 1 that cancelled
@@ -61,15 +61,11 @@ def _problems(computed, recorded, partial):
                 yield f"out.{name} is missing"
         elif recorded[name].shape != value.shape:
             yield f"out.{name}: needs shape {value.shape}; got {recorded[name].shape}"
-        elif _kind(recorded[name]) != _kind(value):
-            yield f"out.{name}: needs {_kind(value)}; got {recorded[name].dtype}"
+        elif kind_of(recorded[name]) != kind_of(value):
+            yield f"out.{name}: needs {kind_of(value)}; got {recorded[name].dtype}"
     for name in recorded:
         if name not in computed:
             yield f"out.{name} is unknown; the outputs are {', '.join(computed)}"
-
-
-def _kind(array):
-    return {"b": "booleans", "i": "integers", "u": "integers", "f": "floats"}[array.dtype.kind]
 
 
 def coarsest(run):

@@ -7,17 +7,18 @@ import numpy as np
 from minimoe import tree
 from minimoe.oracle import diagnosis, tolerances
 from minimoe.oracle.cases import case as find_case
+from minimoe.oracle.runs import kind_of
 from minimoe.oracle.trace import as_dtype, computed, follows, known_as
 from minimoe.oracle.variants import private_copy
 
-AGREES, DIFFERS, FOLLOWS, UNDETERMINED, UNUSABLE, NOT_GIVEN = (
-    "agrees", "differs", "follows", "undetermined", "unusable", "not given")
+AGREES, DIFFERS, FOLLOWS, UNDETERMINED, NOT_GIVEN = (
+    "agrees", "differs", "follows", "undetermined", "not given")
 
 
 class Finding(NamedTuple):
     """One intermediate. Errors are in units of eps x S, its scale: see ``tolerances``."""
     name: str
-    status: str                    # agrees, differs, follows, undetermined, unusable, not given
+    status: str                    # agrees, differs, follows, undetermined, not given
     error: float | None = None     # the largest; None for integers and booleans
     tolerance: float | None = None
     scale: float | None = None     # S
@@ -46,13 +47,14 @@ class Report:
 
     ``ok`` where nothing differs and nothing was wrong with what was given. ``findings`` has every
     intermediate of the paper's trace, in the order of computation; ``problems`` what could not be
-    used, a line each. ``want`` is the paper's trace, ``got`` what was given.
+    used, a line each. ``want`` is the paper's trace, ``got`` what was given, ``misfits`` the shapes
+    of what was given in another shape.
     """
 
-    def __init__(self, case, run, dtype, findings, problems, got, want, notes=()):
+    def __init__(self, case, run, dtype, findings, problems, got, want, notes, misfits):
         self.case, self.run, self.dtype = case, run, dtype
-        self.findings, self.problems, self.notes = findings, list(problems), list(notes)
-        self.got, self.want = got, want
+        self.findings, self.problems, self.notes = findings, problems, notes
+        self.got, self.want, self.misfits = got, want, misfits
 
     @property
     def ok(self):
@@ -115,9 +117,9 @@ def compare(case, outputs, dtype="float64", problems=(), run=None):
         run = case.run()
     want = computed(case, as_dtype(run, "float64"))
     tolerance = tolerances.of_a_run(want, dtype) if own else tolerances_of(case, run, want)
-    problems, got = list(problems), {}
+    problems, got, misfits = list(problems), {}, {}
     for name, array in outputs.items():
-        problem = _take(got, name, array, want)
+        problem = _take(got, misfits, name, array, want)
         if problem:
             problems.append(problem)
     want, notes, loose = _with_decisions(case, run, got, want, dtype)
@@ -133,10 +135,10 @@ def compare(case, outputs, dtype="float64", problems=(), run=None):
         if name in loose and finding.status in (DIFFERS, FOLLOWS, AGREES):
             finding = finding._replace(status=UNDETERMINED, note=loose[name])
         findings.append(finding)
-    return Report(case, run, dtype, findings, problems, got, want, notes)
+    return Report(case, run, dtype, findings, problems, got, want, notes, misfits)
 
 
-def _take(got, given, array, want):
+def _take(got, misfits, given, array, want):
     """Put an output under the trace's name for it; what is wrong with it, or None."""
     name = known_as(given, want)
     if name is None:
@@ -149,16 +151,17 @@ def _take(got, given, array, want):
         return f"{given}: needs an array; got {type(array).__name__}"
     wanted = want[name]
     if array.dtype.kind not in "biuf":
-        return f"{given}: needs {_kind(wanted)}; got {array.dtype}"
+        return f"{given}: needs {kind_of(wanted)}; got {array.dtype}"
     if array.shape != wanted.shape:
         if array.size != wanted.size or array.squeeze().shape != wanted.squeeze().shape:
+            misfits[name] = array.shape
             return f"{given}: needs shape {wanted.shape}; got {array.shape}"
         array = array.reshape(wanted.shape)      # [T] for [T, 1], where there is one choice
     kinds = {array.dtype.kind, wanted.dtype.kind}
     if ("f" in kinds) != (kinds == {"f"}):
         whole = array.dtype.kind == "f" and np.isfinite(array).all() and (array % 1 == 0).all()
         if wanted.dtype.kind == "f" or not whole:
-            return f"{given}: needs {_kind(wanted)}; got {array.dtype}"
+            return f"{given}: needs {kind_of(wanted)}; got {array.dtype}"
         array = array.astype(np.int64)
     elif wanted.dtype.kind == "b" and array.dtype.kind != "b":
         if not np.isin(array, (0, 1)).all():
@@ -171,10 +174,6 @@ def _take(got, given, array, want):
             first = tuple(np.argwhere(bad)[0].tolist())
             return f"{given} is {array[first]} in {bad.sum()} places, first at {first}"
     return None
-
-
-def _kind(array):
-    return {"b": "booleans", "i": "integers", "u": "integers", "f": "floats"}[array.dtype.kind]
 
 
 def tolerances_of(case, run, want):

@@ -28,6 +28,11 @@ class Run(NamedTuple):
     outputs: dict
 
 
+def kind_of(array):
+    """What an array holds, in a word."""
+    return {"b": "booleans", "i": "integers", "u": "integers", "f": "floats"}[array.dtype.kind]
+
+
 def read_run(path, schema):
     """The run in a file, checked against a paper's ``RUN``.
 
@@ -38,7 +43,12 @@ def read_run(path, schema):
     another shape or kind, or not finite. Outputs are checked once they have been computed: see
     ``disagreements``.
     """
-    arrays, dtypes = read_file(path)
+    return as_run(read_file(path), path, schema)
+
+
+def as_run(file, path, schema):
+    """``read_run`` of an ArrayFile that has been read from ``path``."""
+    arrays, dtypes = dict(file.arrays), file.dtypes
     shapes = {numbered: letters for key, letters in schema.items()
               for numbered in _numbered(key, arrays)}
     for key in shapes.keys() & arrays.keys():

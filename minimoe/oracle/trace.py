@@ -34,20 +34,16 @@ SOURCES = {
 }
 
 
-def trace(case, dtype="float64", module=None, alters=None):
+def trace(case, dtype="float64"):
     """Every intermediate of a case by its name, in the order of computation. -> dict of arrays
 
-    Computed in ``dtype``, float64 or float32; ``module`` is a private copy of the paper's that is
-    to be asked instead, ``alters`` changes what goes in.
+    Computed in ``dtype``, float64 or float32.
     """
-    run = as_dtype(case.run(), dtype)
-    if alters:
-        run = alters(run, module)
-    return computed(case, run, module)
+    return computed(case, as_dtype(case.run(), dtype))
 
 
 def computed(case, run, module=None):
-    """What the paper makes of a run of a case's kind. -> dict of arrays"""
+    """What the paper, or a private copy of its module, makes of a run. -> dict of arrays"""
     oracle = find_kind(case.paper, case.kind, module)
     with np.errstate(all="ignore"):
         found = oracle.outputs(run)
