@@ -56,6 +56,19 @@ def save(case, *, source, seed, packages=("torch", "numpy"), beside=(), **groups
     print(f"recorded {case}: {len(arrays)} arrays, {path.stat().st_size:,} bytes")
 
 
+def gradients(losses, leaves):
+    """``grad.<loss>.<leaf>`` of each; zeros where a loss does not depend on a leaf."""
+    import torch
+    found = {}
+    for loss, value in losses.items():
+        flows = torch.autograd.grad(
+            value, list(leaves.values()), retain_graph=True, allow_unused=True,
+        ) if value.requires_grad else [None] * len(leaves)
+        found.update({f"grad.{loss}.{name}": torch.zeros_like(leaf) if flow is None else flow
+                      for (name, leaf), flow in zip(leaves.items(), flows)})
+    return found
+
+
 def _sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from reference_runs.engine.nn import t5_bucket
-from reference_runs.recorder import save, start
+from reference_runs.recorder import gradients, save, start
 
 PAPER = {"kind": "transcription", "of": "arXiv:2006.16668v1, Algorithm 1 and Eqs. (1)-(3)"}
 TRANSFORMER = {"kind": "transcription", "operators": "torch.nn.functional",
@@ -152,18 +152,6 @@ def run_layer(x, u, capacity, params, used=None):
     for name in ("count_first", "count"):
         out[name] = torch.tensor([group[name] for group in groups])
     return out, out["aux_loss"].mean()
-
-
-def gradients(losses, leaves):
-    """``grad.<loss>.<leaf>`` of each; zeros where a loss does not depend on a leaf."""
-    found = {}
-    for loss, value in losses.items():
-        flows = torch.autograd.grad(
-            value, list(leaves.values()), retain_graph=True, allow_unused=True,
-        ) if value.requires_grad else [None] * len(leaves)
-        found.update({f"grad.{loss}.{name}": torch.zeros_like(leaf) if flow is None else flow
-                      for (name, leaf), flow in zip(leaves.items(), flows)})
-    return found
 
 
 def tracked(**leaves):

@@ -16,7 +16,7 @@ import torch
 from torch.distributions import Normal
 from torch.nn.functional import cross_entropy, softplus
 
-from reference_runs.recorder import save, start
+from reference_runs.recorder import gradients, save, start
 
 torch.set_default_dtype(torch.float64)
 STANDARD = Normal(torch.tensor(0.0), torch.tensor(1.0))
@@ -161,19 +161,6 @@ def flat_layer(x, epsilon, w_gate, w_noise, w_in, w_out, k, gating=gating):
             **together(made, ("expert_inputs expert_outputs", [k, D]), ("hidden", [k, H]),
                        ("y", [D])),
             "importance": column_sums(out["gate"], E), "load": column_sums(out["p"], E)}
-
-
-def gradients(losses, leaves):
-    """``grad.<loss>.<leaf>``, zeros where a loss does not depend on a leaf."""
-    found = {f"grad.{loss}.{name}": torch.zeros_like(leaf)
-             for loss in losses for name, leaf in leaves.items()}
-    for loss, value in losses.items():
-        if value.requires_grad:
-            flows = torch.autograd.grad(value, list(leaves.values()), retain_graph=True,
-                                        allow_unused=True)
-            found.update({f"grad.{loss}.{name}": flow for name, flow in zip(leaves, flows)
-                          if flow is not None})
-    return found
 
 
 def with_losses(out, cotangent, leaves, cv_squared=cv_squared):

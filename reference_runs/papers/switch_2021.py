@@ -17,7 +17,7 @@ from torch import nn
 from transformers.models.switch_transformers import modeling_switch_transformers as hugging_face
 
 from reference_runs.papers.switch_transformer_2021 import encoder_decoder
-from reference_runs.recorder import save, start
+from reference_runs.recorder import gradients, save, start
 
 PAPER = "arXiv:2101.03961v3"
 TRANSFORMERS = {"kind": "third-party", "repository": "https://github.com/huggingface/transformers",
@@ -64,18 +64,6 @@ def record(kind, case, seed, source, inputs, params, settings, packages=("torch"
 
 def transcribed(what):
     return {"kind": "transcription", "of": f"{PAPER}, {what}"}
-
-
-def gradients(losses, leaves):
-    """``grad.<loss>.<leaf>`` of each; zeros where a loss does not depend on a leaf."""
-    out = {}
-    for name, loss in losses.items():
-        found = torch.autograd.grad(
-            loss, list(leaves.values()), retain_graph=True, allow_unused=True,
-        ) if loss.requires_grad else [None] * len(leaves)
-        out.update({f"grad.{name}.{leaf}": torch.zeros_like(w) if g is None else g
-                    for (leaf, w), g in zip(leaves.items(), found)})
-    return out
 
 
 def tracked(*groups):

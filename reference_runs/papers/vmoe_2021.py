@@ -15,7 +15,7 @@ from decimal import ROUND_HALF_EVEN, Decimal
 import torch
 import torch.nn.functional as F
 
-from reference_runs.recorder import save, start
+from reference_runs.recorder import gradients, save, start
 
 PAPER = "arXiv:2106.05974v1, Sections 2 and 4, Algorithms 1 and 2, Appendix A.2"
 TRANSCRIPTION = {"kind": "transcription", "of": PAPER}
@@ -214,18 +214,6 @@ def tracked(leaves):
     for leaf in leaves.values():
         leaf.requires_grad_()
     return leaves
-
-
-def gradients(losses, leaves):
-    """``grad.<loss>.<leaf>`` of each; zeros where a loss does not depend on a leaf."""
-    found = {}
-    for loss, value in losses.items():
-        flows = torch.autograd.grad(
-            value, list(leaves.values()), retain_graph=True, allow_unused=True,
-        ) if value.requires_grad else [None] * len(leaves)
-        found.update({f"grad.{loss}.{name}": torch.zeros_like(leaf) if flow is None else flow
-                      for (name, leaf), flow in zip(leaves.items(), flows)})
-    return found
 
 
 def check_lead(gates):
