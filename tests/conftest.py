@@ -88,3 +88,9 @@ def move(request):
         request.getfixturevalue("cupy")
     to_library = mover("numpy" if request.param == "numpy" else "cupy")
     return lambda arrays: tree.map(lambda x: to_library(x) if is_array(x) else x, arrays)
+
+
+@pytest.fixture
+def draw(rng, move):
+    """Standard normal arrays of the library under test."""
+    return lambda *shape: move(rng.standard_normal(shape))

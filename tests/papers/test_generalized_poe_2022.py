@@ -27,12 +27,6 @@ def close(computed, expected, tolerance=1e-12):
 
 
 @pytest.fixture
-def draw(rng, move):
-    """Standard normal arrays of the library under test."""
-    return lambda *shape: move(rng.standard_normal(shape))
-
-
-@pytest.fixture
 def two_experts(move):
     """Precisions (2, 1) and (4, 1/4), in two dimensions of one datum."""
     mean = np.array([[[1, -2.0]], [[3, 0.5]]])

@@ -12,23 +12,7 @@ from minimoe.autodiff.tensor import Tensor, grad
 from minimoe.backend import to_numpy
 from minimoe.papers import gshard_2020 as paper
 from minimoe.papers import switch_2021
-
-
-def close(computed, expected, tolerance=1e-10):
-    """Within ``tolerance`` of the largest number expected."""
-    expected = np.asarray(expected) if isinstance(expected, list) else to_numpy(expected)
-    allowed = tolerance * np.abs(expected).max(initial=0.0)
-    np.testing.assert_allclose(to_numpy(computed), expected, rtol=0, atol=allowed)
-
-
-def listed(integers):
-    return to_numpy(integers).tolist()
-
-
-@pytest.fixture
-def draw(rng, move):
-    """Standard normal arrays of the library under test."""
-    return lambda *shape: move(rng.standard_normal(shape))
+from tests.closeness import close, listed
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from minimoe.oracle.trace import of_variant, trace
 from minimoe.oracle.variants import conventions
 from minimoe.papers import hierarchical_1994 as paper
 from minimoe.papers import local_experts_1991
+from tests.closeness import close
 
 KINDS = {"gaussian": paper.GAUSSIAN, "fixed_variance": paper.GAUSSIAN_FIXED_VARIANCE,
          "bernoulli": paper.BERNOULLI}
@@ -18,13 +19,6 @@ all_kinds = pytest.mark.parametrize("leaf", KINDS.values(), ids=KINDS)
 BRANCHINGS = [(2, 2), (2, 2, 3), (3,), (1,), (2, 1, 2)]
 all_branchings = pytest.mark.parametrize("branching", BRANCHINGS, ids=str)
 EXACT = paper.MStep(ridge=0.0, newton_steps=30)   # the paper's equations, where they are regular
-
-
-def close(computed, expected, tolerance=1e-10):
-    """Within ``tolerance`` of the largest number expected."""
-    expected = np.asarray(expected) if isinstance(expected, list) else to_numpy(expected)
-    allowed = tolerance * np.abs(expected).max(initial=0.0)
-    np.testing.assert_allclose(to_numpy(computed), expected, rtol=0, atol=allowed)
 
 
 def all_close(computed, expected, tolerance=1e-10):

@@ -13,25 +13,13 @@ from minimoe.backend import to_numpy
 from minimoe.oracle.trace import of_variant, trace
 from minimoe.oracle.variants import conventions
 from minimoe.papers import local_experts_1991 as paper
+from tests.closeness import close
 
 ERRORS = {   # each error beside its gradients as the paper writes them
     "cooperative": (paper.cooperative_error, paper.cooperative_gradients),
     "competitive": (paper.competitive_error, paper.competitive_gradients),
     "mixture": (paper.mixture_error, paper.mixture_gradients)}
 all_errors = pytest.mark.parametrize("error, gradients", ERRORS.values(), ids=ERRORS)
-
-
-def close(computed, expected, tolerance=1e-10):
-    """Within ``tolerance`` of the largest number expected."""
-    expected = np.asarray(expected) if isinstance(expected, list) else to_numpy(expected)
-    allowed = tolerance * np.abs(expected).max(initial=0.0)
-    np.testing.assert_allclose(to_numpy(computed), expected, rtol=0, atol=allowed)
-
-
-@pytest.fixture
-def draw(rng, move):
-    """Standard normal arrays of the library under test."""
-    return lambda *shape: move(rng.standard_normal(shape))
 
 
 # -- By hand -------------------------------------------------------------------------------------

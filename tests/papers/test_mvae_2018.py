@@ -27,12 +27,6 @@ def close(computed, expected, tolerance=1e-10):
 
 
 @pytest.fixture
-def draw(rng, move):
-    """Standard normal arrays of the library under test."""
-    return lambda *shape: move(rng.standard_normal(shape))
-
-
-@pytest.fixture
 def two_experts(move):
     """Means (1, -2) and (3, 0.5), variances (0.5, 1) and (0.25, 4): precisions 2, 1 and 4, 1/4."""
     return (move(np.array([[[1.0, -2]], [[3, 0.5]]])),

@@ -28,12 +28,6 @@ def all_close(computed, expected, tolerance=1e-12):
 
 
 @pytest.fixture
-def draw(rng, move):
-    """Standard normal arrays of the library under test."""
-    return lambda *shape: move(rng.standard_normal(shape))
-
-
-@pytest.fixture
 def uniform(rng, move):
     return lambda *shape: move(rng.random(shape))
 

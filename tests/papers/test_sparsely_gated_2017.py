@@ -39,12 +39,6 @@ def drawn(rng, params, scale=1.0):
     return tree.map(lambda w: w if w.any() else scale * rng.standard_normal(w.shape), params)
 
 
-@pytest.fixture
-def draw(rng, move):
-    """Standard normal arrays of the library under test."""
-    return lambda *shape: move(rng.standard_normal(shape))
-
-
 def flat_params(rng):
     return drawn(rng, paper.init(rng, n_experts=5, width=4, hidden=3))
 

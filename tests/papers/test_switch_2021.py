@@ -31,12 +31,6 @@ def numbers(*arrays):
 
 
 @pytest.fixture
-def draw(rng, move):
-    """Standard normal arrays of the library under test."""
-    return lambda *shape: move(rng.standard_normal(shape))
-
-
-@pytest.fixture
 def start(rng, move):
     """Parameters of a layer, at a scale where experts differ."""
     def make(E=4, D=5, H=6, scale=1.0):
