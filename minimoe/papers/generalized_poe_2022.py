@@ -39,7 +39,8 @@ from minimoe.autodiff.tensor import Tensor, grad, stop_gradient
 from minimoe.densities import gaussian_kl, gaussian_sample, product_of_gaussians
 from minimoe.papers.mvae_2018 import (
     ElboTerms, EncoderParams, Gaussian, bernoulli_log_likelihood, categorical_log_likelihood,
-    decode, decoder_init, encode, encoder_init, fill_missing)
+    decode, decoder_init, encode, encoder_init, fill_missing, products_and_gradients,
+    with_deviation)
 
 
 # -- The weighted product ------------------------------------------------------------------------
@@ -300,30 +301,15 @@ def product_oracle(case):
     given = {name: Tensor(case.inputs[name]) for name in ("mean", "log_variance", "alpha")}
     prior = PriorExpert(*(case.inputs[f"prior.{name}"] for name in PriorExpert._fields))
     log_weight, present = log_weights(given["alpha"]), case.inputs["present"]
-    return _with_gradients(case, given, {
+    return products_and_gradients(case, given, {
         name: generalized_product(given["mean"], given["log_variance"], log_weight, present, p0)
         for name, p0 in (("without_prior", None), ("with_prior", prior))})
-
-
-def _with_gradients(case, given, products):
-    """What is easily taken for a log-variance, products by name, and their gradients."""
-    cotangent, log_variance = case.inputs["cotangent"], given["log_variance"]
-    return tree.map(stop_gradient, {
-        "standard_deviation": ops.exp(0.5 * log_variance), "precision": ops.exp(-log_variance),
-        **{name: _with_deviation(product) for name, product in products.items()},
-        "grad": {f"{name}.{part}": grad((value * cotangent).sum(), given)
-                 for name, product in products.items()
-                 for part, value in product._asdict().items()}})
-
-
-def _with_deviation(gaussian):
-    return {**gaussian._asdict(), "standard_deviation": ops.exp(0.5 * gaussian.log_variance)}
 
 
 def multiview_ae_oracle(case):
     """The product as multi-view-AE has it, and its gradients."""
     given = {name: Tensor(case.inputs[name]) for name in ("mean", "log_variance", "alpha")}
-    return _with_gradients(case, given, {"product": product_multiview_ae(**given)})
+    return products_and_gradients(case, given, {"product": product_multiview_ae(**given)})
 
 
 def weights_oracle(case):
@@ -348,7 +334,7 @@ def entropy_oracle(case):
     return {
         "change": stop_gradient(entropy_change(given["log_variance"], log_prior_variance)),
         "normalized": stop_gradient(ops.exp(log_weight)),
-        **_with_gradients(case, given, {
+        **products_and_gradients(case, given, {
             "product": product,
             "committee": committee(**given, log_prior_variance=log_prior_variance)})}
 
@@ -375,9 +361,9 @@ def model_oracle(case):
         inference = infer(params, x, case.inputs["present"], prior, rule)
         given = params.decoders, targets, inference.posterior, case.inputs["epsilon"], likelihoods
         elbo = denoising_elbo(*given, settings["kappas"], settings["beta"])
-        found["experts"] = _with_deviation(inference.experts)
+        found["experts"] = with_deviation(inference.experts)
         found[name] = {"alpha": ops.exp(inference.log_weight),
-                       **_with_deviation(inference.posterior),
+                       **with_deviation(inference.posterior),
                        **denoising_elbo_terms(*given)._asdict(), "elbo": elbo}
         elbos[f"{name}.elbo"] = grad(elbo.mean(), params)
     return tree.map(stop_gradient, {**found, "grad": elbos})

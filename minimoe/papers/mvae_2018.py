@@ -312,7 +312,7 @@ def _likelihoods():
     return bernoulli_log_likelihood, bernoulli_log_likelihood, categorical_log_likelihood
 
 
-def _with_deviation(gaussian):
+def with_deviation(gaussian):
     """Its parts and its standard deviation, for which a log-variance is easily taken."""
     return {**gaussian._asdict(), "standard_deviation": ops.exp(0.5 * gaussian.log_variance)}
 
@@ -320,17 +320,22 @@ def _with_deviation(gaussian):
 def product_oracle(case):
     """Every product there is; gradients of <mean, cotangent> and of <log-variance, cotangent>."""
     mean, log_variance = Tensor(case.inputs["mean"]), Tensor(case.inputs["log_variance"])
-    cotangent, prior = case.inputs["cotangent"], 0 * mean[:1]
+    prior = 0 * mean[:1]
     products = {
         "product_of_experts": product_of_experts(mean, log_variance, case.inputs["present"]),
         "product_with_quotients": product_with_quotients(mean, log_variance),
         "product_of_experts_released": product_of_experts_released(
             ops.concatenate([mean, prior]), ops.concatenate([log_variance, prior]))}
-    leaves = {"mean": mean, "log_variance": log_variance}
+    return products_and_gradients(case, {"mean": mean, "log_variance": log_variance}, products)
+
+
+def products_and_gradients(case, given, products):
+    """What is easily taken for a log-variance, products by name, and their gradients."""
+    cotangent, log_variance = case.inputs["cotangent"], given["log_variance"]
     return tree.map(stop_gradient, {
         "standard_deviation": ops.exp(0.5 * log_variance), "precision": ops.exp(-log_variance),
-        **{name: _with_deviation(product) for name, product in products.items()},
-        "grad": {f"{name}.{part}": grad((value * cotangent).sum(), leaves)
+        **{name: with_deviation(product) for name, product in products.items()},
+        "grad": {f"{name}.{part}": grad((value * cotangent).sum(), given)
                  for name, product in products.items()
                  for part, value in product._asdict().items()}})
 
@@ -356,8 +361,8 @@ def _objective(case, objective):
              for members, epsilon in zip(chosen, inputs["epsilon"])]
     climbed = objective(*given)
     return tree.map(stop_gradient, {
-        "experts": [_with_deviation(expert) for expert in experts],
-        "posterior": [_with_deviation(posterior_of(experts, members, present))
+        "experts": [with_deviation(expert) for expert in experts],
+        "posterior": [with_deviation(posterior_of(experts, members, present))
                       for members in chosen],
         **{name: [getattr(parts, name) for parts in terms] for name in ElboTerms._fields},
         "elbos": elbos(*given), "objective": climbed,
@@ -373,7 +378,7 @@ def log_likelihood_oracle(case):
     decoded = [decode(layers, z) for layers in params.decoders]        # M of [K, N, D_m]
     given = (params.decoders, x, proposal)
     return {
-        "posterior": _with_deviation(proposal), "z": z, "decoded": decoded,
+        "posterior": with_deviation(proposal), "z": z, "decoded": decoded,
         "log_prior": gaussian_log_density(z, 0.0, 0.0).sum(axis=-1),
         "log_posterior": gaussian_log_density(z, *proposal).sum(axis=-1),
         "log_likelihoods": [log_likelihood(a, logits) for log_likelihood, a, logits in
